@@ -1,0 +1,1 @@
+"""Sessions, statement sequencing, timestamps, group commit, peeks."""

@@ -1,0 +1,1 @@
+"""The consensus committer: one process owns the connections to the consensus store, all others go through it."""

@@ -1,0 +1,1 @@
+"""Relational plans and how they become dataflows."""

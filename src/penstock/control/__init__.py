@@ -1,0 +1,1 @@
+"""Controllers: read holds, replica clients, orchestration."""

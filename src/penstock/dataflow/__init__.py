@@ -1,0 +1,1 @@
+"""Incremental dataflow: worker, operators, frontiers, arrangements."""

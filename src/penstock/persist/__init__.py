@@ -1,0 +1,1 @@
+"""Durable, versioned, multi-writer shards over a blob store and a compare-and-set store."""

@@ -1,0 +1,1 @@
+"""Statements, types and query planning."""

@@ -1,0 +1,1 @@
+"""Between shards and dataflows."""
