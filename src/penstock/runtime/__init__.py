@@ -18,6 +18,7 @@ from penstock.runtime.errors import (
 )
 from penstock.runtime.frontier import DONE, MIN_TIME, Frontier, Timestamp, join, meet, step_back
 from penstock.runtime.hashing import hash_columns
+from penstock.runtime.ids import GlobalId
 from penstock.runtime.tasks import TaskOwner
 from penstock.runtime.updates import Updates, conform
 
@@ -29,6 +30,7 @@ __all__ = [
     "Determinate",
     "ExternalError",
     "Frontier",
+    "GlobalId",
     "Indeterminate",
     "InternalError",
     "PenstockError",
