@@ -95,8 +95,10 @@ def _hash_bytes(column: pa.Array, offset_type: type) -> U64:
     count = len(column)
     if count == 0:
         return np.empty(0, np.uint64)
-    offsets = np.frombuffer(column.buffers()[1], dtype=offset_type)[column.offset : column.offset + count + 1]
-    offsets = offsets.astype(np.int64)
+    raw: npt.NDArray[np.int64] = np.frombuffer(column.buffers()[1], dtype=offset_type)[
+        column.offset : column.offset + count + 1
+    ]
+    offsets: npt.NDArray[np.int64] = raw.astype(np.int64)
     lengths = np.diff(offsets)
     total = int(offsets[-1] - offsets[0])
     if total == 0:
@@ -140,4 +142,4 @@ def _mix(words: U64) -> U64:
 
 
 def _is_null(column: pa.Array) -> npt.NDArray[np.bool_]:
-    return column.is_null().to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    return column.is_null().to_numpy(zero_copy_only=False)

@@ -31,9 +31,7 @@ class Updates:
 
     def __post_init__(self) -> None:
         if not self.rows.num_rows == len(self.times) == len(self.diffs):
-            raise ValueError(
-                f"{self.rows.num_rows} rows with {len(self.times)} times and {len(self.diffs)} diffs"
-            )
+            raise ValueError(f"{self.rows.num_rows} rows with {len(self.times)} times and {len(self.diffs)} diffs")
 
     @staticmethod
     def empty(schema: pa.Schema) -> Updates:
@@ -127,9 +125,10 @@ class Updates:
 
 
 def conform(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """`rows` with exactly `schema`, by position: library calls return string views, other nullability, other names.
+    """`rows` with exactly `schema`, by position.
 
-    Raises `pyarrow.ArrowInvalid` when a value does not fit its column's type.
+    Library calls return string views, other nullability and other names; this
+    mends them. Raises `pyarrow.ArrowInvalid` when a value does not fit its column's type.
     """
     if rows.schema.equals(schema, check_metadata=True):
         return rows
@@ -145,7 +144,7 @@ def conform(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def with_row_count(schema: pa.Schema, count: int) -> pa.RecordBatch:
-    """A batch of `count` rows without columns (`schema` must have none): Arrow keeps the count only in a struct."""
+    """A batch of `count` rows without columns (`schema` has none): Arrow keeps the count only in a struct."""
     return pa.RecordBatch.from_struct_array(pa.array([{}] * count, type=pa.struct([])))
 
 
@@ -176,9 +175,7 @@ def values_equal(left: pa.Array, right: pa.Array) -> npt.NDArray[np.bool_]:
         return ranks[: len(left)] == ranks[len(left) :]
     equal = pc.fill_null(pc.equal(left, right), False).to_numpy(zero_copy_only=False)
     if left.null_count or right.null_count:
-        equal = equal | (
-            left.is_null().to_numpy(zero_copy_only=False) & right.is_null().to_numpy(zero_copy_only=False)
-        )
+        equal = equal | (left.is_null().to_numpy(zero_copy_only=False) & right.is_null().to_numpy(zero_copy_only=False))
     if pa.types.is_floating(left.type):
         ours, theirs = (side.fill_null(0).to_numpy(zero_copy_only=False) for side in (left, right))
         equal = equal | (np.isnan(ours) & np.isnan(theirs) & left.is_valid() & right.is_valid())
