@@ -8,7 +8,7 @@ JOBS   ?= 2
 .PHONY: demo test check bench proto format clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m penstock.demo
+	$(BIN)/python -m demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests

@@ -39,8 +39,7 @@ def main() -> None:
         stale = [
             module
             for module in generate(Path(scratch))
-            if not (SOURCE / module).exists()
-            or (SOURCE / module).read_bytes() != (Path(scratch) / module).read_bytes()
+            if not (SOURCE / module).exists() or (SOURCE / module).read_bytes() != (Path(scratch) / module).read_bytes()
         ]
     for module in stale:
         print(f"out of date: src/{module}; run `make proto`", file=sys.stderr)
