@@ -59,6 +59,12 @@ class HoldModel(RuleBasedStateMachine):
         assert self.changes == sorted(set(self.changes))
 
 
+    def teardown(self) -> None:
+        for hold in self.live:
+            hold.release()
+        assert self.book.since == DONE
+
+
 TestHolds = HoldModel.TestCase
 
 

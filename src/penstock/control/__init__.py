@@ -1,9 +1,10 @@
 """Controllers: what runs where, what must stay readable, and what to do when a process dies.
 
-The room turns wishes of the adapter ("maintain this view on that cluster", "read this at t") into commands to replicas
-and durable sinces of shards. Its contract upwards: whatever was created stays created until dropped, however often
-replicas die; nothing that somebody holds is compacted; every frontier it reports is monotone. All of it runs on one
-asyncio loop and keeps no durable state of its own but the critical sinces. It must not know SQL text or sessions.
+The room turns wishes of the adapter ("maintain this view on that cluster", "read this at t") into commands to
+replicas and durable sinces of shards. Its contract upwards: whatever was created stays created until dropped,
+however often replicas die; nothing that somebody holds is compacted; every frontier it reports is monotone.
+All of it runs on one asyncio loop and keeps no durable state of its own but the critical sinces. It must not
+know SQL text or sessions.
 """
 
 from penstock.control.compute import ComputeController

@@ -59,10 +59,12 @@ class ComputeController:
     async def bootstrap(
         self, dataflows: Sequence[tuple[ClusterId, DataflowDescription]], now: Timestamp
     ) -> dict[GlobalId, str]:
-        """At start: choose an as-of per dataflow (what the descriptions say is ignored), hold the inputs, create them.
+        """At start: choose an as-of per dataflow (what the descriptions say is ignored), hold the inputs,
+        create them.
 
-        `dataflows`: indexes and views, inputs before users. `now`: the oracle's read time. Returns those that could not
-        be started without a hole in their history, with the reason; they are quarantined, everything else runs.
+        `dataflows`: indexes and views, inputs before users. `now`: the oracle's read time. Returns those that
+        could not be started without a hole in their history, with the reason; they are quarantined,
+        everything else runs.
         """
         raise NotImplementedError
 
@@ -84,20 +86,21 @@ class ComputeController:
         """A hold on an index. Raises `SinceError`, or `KeyError` for unknown ids."""
         raise NotImplementedError
 
-    def peek(
-        self, cluster: ClusterId, peek: Peek, holds: Sequence[ReadHold]
-    ) -> AsyncIterator[pa.RecordBatch]:
-        """Rows of the answer; waits until the inputs are complete at the timestamp, and through replica restarts.
+    def peek(self, cluster: ClusterId, peek: Peek, holds: Sequence[ReadHold]) -> AsyncIterator[pa.RecordBatch]:
+        """Rows of the answer; waits until the inputs are complete at the timestamp, and through replica
+        restarts.
 
-        `holds`: on every index and shard that is read; taken over, also when the iterator is never started. Raises
-        `SqlError` (`DataError` when the inputs hold an error at that time). `aclose()` cancels.
+        `holds`: on every index and shard that is read; taken over, also when the iterator is never started.
+        Raises `SqlError` (`DataError` when the inputs hold an error at that time). `aclose()` cancels.
         """
         raise NotImplementedError
 
     def subscribe(
         self, cluster: ClusterId, description: DataflowDescription, holds: dict[GlobalId, ReadHold]
     ) -> AsyncIterator[SubscribeEvent]:
-        """Changes of the description's one `SubscribeSink`: contiguous events from its as-of on; `aclose()` ends it."""
+        """Changes of the description's one `SubscribeSink`: contiguous events from its as-of on; `aclose()`
+        ends it.
+        """
         raise NotImplementedError
 
     def frontiers(self, id_: GlobalId) -> Frontiers:

@@ -1,15 +1,17 @@
 """Read holds: promises that a collection stays readable at a time.
 
-Whoever will read at `t` owns a hold at or before `t` until done (law 4). The since of a collection is the least time
-anybody holds; it never goes back, and whatever compacts the collection (a durable shard, an index in a replica) follows
-it and never leads. Holds are released by hand, not by the garbage collector, because the order matters: first cancel the
-reader, then release. A hold that is collected while alive is released then, and logged as the leak it is.
+Whoever will read at `t` owns a hold at or before `t` until done (law 4). The since of a collection is the
+least time anybody holds; it never goes back, and whatever compacts the collection (a durable shard, an index
+in a replica) follows it and never leads. Holds are released by hand, not by the garbage collector, because
+the order matters: first cancel the reader, then release. A hold that is collected while alive is released
+then, and logged as the leak it is.
 
 Contract of `HoldBook`:
 
 * `since` is monotone: a hold can be taken only at or beyond it.
 * Counts never go below zero; a released hold is inert.
-* `on_change` is called with the book after each change of `since`, on the caller's stack; it must only take note.
+* `on_change` is called with the book after each change of `since`, on the caller's stack; it must only take
+  note.
 """
 
 from __future__ import annotations
@@ -37,9 +39,7 @@ class SinceError(PenstockError):
 class HoldBook:
     """All holds on one collection: a multiset of times with its minimum at hand."""
 
-    def __init__(
-        self, id_: GlobalId, since: Frontier, on_change: Callable[[HoldBook], None] | None = None
-    ) -> None:
+    def __init__(self, id_: GlobalId, since: Frontier, on_change: Callable[[HoldBook], None] | None = None) -> None:
         self.id = id_
         self._since = since
         self._counts: dict[Frontier, int] = {}
@@ -48,11 +48,15 @@ class HoldBook:
 
     @property
     def since(self) -> Frontier:
-        """The least time held, or the greatest least time there has been since; `DONE` once all holds are gone."""
+        """The least time held, or the greatest least time there has been since; `DONE` once all holds are
+        gone.
+        """
         return self._since
 
     def acquire(self, at: Frontier | None = None) -> ReadHold:
-        """A new hold at `at` (None: the earliest possible). Raises `SinceError` when `at` is before `since`."""
+        """A new hold at `at` (None: the earliest possible). Raises `SinceError` when `at` is before
+        `since`.
+        """
         at = self._since if at is None else at
         if at < self._since:
             raise SinceError(self.id, at, self._since)

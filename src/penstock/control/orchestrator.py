@@ -28,7 +28,9 @@ class ProcessOrchestrator:
     """Children of this process: ``python -m penstock.replica``."""
 
     def __init__(self, run_dir: Path, consensus: str, blob: str) -> None:
-        """`run_dir`: sockets and logs. `consensus`: RPC target of a committer. `blob`: URL of the blob store."""
+        """`run_dir`: sockets and logs. `consensus`: RPC target of a committer. `blob`: URL of the blob
+        store.
+        """
         self._run_dir, self._consensus, self._blob = run_dir, consensus, blob
 
     async def ensure(self, replica: ReplicaId) -> str:

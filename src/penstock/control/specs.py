@@ -21,8 +21,9 @@ ReplicaId = NewType("ReplicaId", str)
 class CollectionSpec:
     """A collection with a durable shard.
 
-    `schema`: its data columns. `is_table`: the shard is written through transactions and holds exactly these columns;
-    otherwise it is the output of a sink and holds `compute.view_schema(schema)`, rows and errors side by side.
+    `schema`: its data columns. `is_table`: the shard is written through transactions and holds exactly these
+    columns; otherwise it is the output of a sink and holds `compute.view_schema(schema)`, rows and errors
+    side by side.
     """
 
     id: GlobalId
@@ -88,8 +89,8 @@ PeekInput = IndexRead | ShardRead | Constant
 class Peek:
     """A one-off read at `timestamp`.
 
-    `query`: DataFusion SQL over tables named as in `inputs`, or None for the rows of the single input as they are.
-    `max_result_bytes`: a larger answer is refused with SQLSTATE 53400 rather than filling the process.
+    `query`: DataFusion SQL over tables named as in `inputs`, or None for the rows of the single input as they
+    are. `max_result_bytes`: a larger answer is refused with SQLSTATE 53400 rather than filling the process.
     """
 
     timestamp: Timestamp
@@ -100,7 +101,9 @@ class Peek:
 
 @dataclass(frozen=True)
 class SubscribeEvent:
-    """Everything that happened in ``[lower, upper)``: consolidated updates, or the error that ends the stream."""
+    """Everything that happened in ``[lower, upper)``: consolidated updates, or the error that ends the
+    stream.
+    """
 
     lower: Frontier
     upper: Frontier
@@ -117,7 +120,9 @@ class Health(enum.Enum):
 
 @dataclass(frozen=True)
 class ObjectStatus:
-    """`message` says what happened to the object, why, and what to do. `replica` is None where no replica is to blame."""
+    """`message` says what happened to the object, why, and what to do. `replica` is None where no replica is
+    to blame.
+    """
 
     id: GlobalId
     replica: ReplicaId | None

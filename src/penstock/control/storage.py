@@ -40,7 +40,9 @@ class StorageController:
         raise NotImplementedError
 
     def acquire_hold(self, id_: GlobalId, at: Frontier | None = None) -> ReadHold:
-        """A hold at `at`, or at the earliest time possible. Raises `SinceError`, or `KeyError` for unknown ids."""
+        """A hold at `at`, or at the earliest time possible. Raises `SinceError`, or `KeyError` for unknown
+        ids.
+        """
         raise NotImplementedError
 
     def frontiers(self, id_: GlobalId) -> Frontiers:
