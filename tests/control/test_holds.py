@@ -58,7 +58,6 @@ class HoldModel(RuleBasedStateMachine):
         assert self.book.since == min(hold.since for hold in self.live)
         assert self.changes == sorted(set(self.changes))
 
-
     def teardown(self) -> None:
         for hold in self.live:
             hold.release()

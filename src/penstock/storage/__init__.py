@@ -1,1 +1,25 @@
-"""Between shards and dataflows."""
+"""What flows in from durable shards: reading a shard into a dataflow, and how rows and errors share a shard.
+
+Contract with the rooms above: a source feeds every update of its shard from the as-of on exactly once, with
+its exact time, and its frontier passes a time only when all updates at it were fed; trouble freezes that
+frontier and is reported, it is never hidden. The room knows nothing of controllers or of what a dataflow
+computes.
+"""
+
+from penstock.storage.row_or_error import (
+    ERRORS_SCHEMA,
+    errors_to_shard,
+    rows_to_shard,
+    shard_columns,
+    split_shard_updates,
+    view_schema,
+)
+
+__all__ = [
+    "ERRORS_SCHEMA",
+    "errors_to_shard",
+    "rows_to_shard",
+    "shard_columns",
+    "split_shard_updates",
+    "view_schema",
+]
