@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python -m demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests
+	PENSTOCK_TEST_FLOOR=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """The peers: DuckDB recomputing from scratch, Pathway maintaining incrementally.
 
-Each function measures one job in the calling process and returns a `Measured`; `bench.measure` gives each a process of its
-own, so that peaks of memory can be told apart.
+Each function measures one job in the calling process and returns a `Measured`; `bench.measure` gives each a process
+of its own, so that peaks of memory can be told apart.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def duckdb_recompute(job: Job, batches: int) -> Measured:
 def pathway(job: Job, batches: int) -> Measured:
     """Pathway's streaming engine, fed through its Python connector, read through its subscription.
 
-    Pathway does not say which commit its output shows, so a batch counts as visible when the sums over its output are those
-    that DuckDB computes for that batch. Keeping those sums costs the peer a few additions per changed key.
+    Pathway does not say which commit its output shows, so a batch counts as visible when the sums over its output are
+    those that DuckDB computes for that batch. Keeping those sums costs the peer a few additions per changed key.
     """
     import pathway as pw
 
@@ -172,7 +172,8 @@ class _DuckTables:
 
 
 def _expected_sums(job: Job, batches: int) -> Iterator[tuple[int, int]]:
-    """After the initial load and after each batch: sum of counts and sum of totals. Computed before the first is asked."""
+    """After the initial load and after each batch: sum of counts and sum of totals; all computed before the first is
+    given."""
     database = _DuckTables(job)
     database.load()
     query = f"SELECT sum(n)::hugeint, sum(total)::hugeint FROM ({job.query})"

@@ -10,7 +10,7 @@ PEERS = {"duckdb": "duckdb, full recompute", "pathway": "pathway"}
 
 
 def compare(report: Report, job: str, rows: int) -> None:
-    """Print every metric once per peer. A side that fails is a failure of the run, except a peer that is not installed."""
+    """Print every metric once per peer. A side that fails fails the run, except a peer that is missing."""
     engine = measured("engine", job, rows)
     sql = measured("sql", job, rows)
     if engine.answer != sql.answer:

@@ -21,7 +21,7 @@ FIRST_LIVE = pa.scalar("2013-12-01 05:00:00").cast(pa.timestamp("us"))
 
 @dataclass(frozen=True)
 class Flights:
-    """`reference`: the small tables; `history`: flights before `FIRST_LIVE` and cancelled ones; `live`: the rest as they left."""
+    """`reference`: the small tables; `history`: what left before `FIRST_LIVE` or never; `live`: the rest."""
 
     reference: dict[str, pa.Table]
     history: pa.Table
