@@ -7,13 +7,15 @@ query again for each read. DuckDB stands in for it, in process and in memory: IN
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import psycopg
 
 from bench.report import Report, percentile
-from bench.server import connect, serving
+from tools.serving import serving
 
 PER_SECOND = 100
 HISTORY = 200_000
@@ -36,7 +38,12 @@ def run(report: Report, *, quick: bool) -> None:
 
 
 def _penstock(seconds: int) -> list[float]:
-    with serving() as port, connect(port) as writer, connect(port) as reader:
+    with (
+        tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder,
+        serving(Path(folder)) as server,
+        server.connect() as writer,
+        server.connect() as reader,
+    ):
         writer.execute("CREATE TABLE events (k integer, v bigint)")
         with writer.cursor() as cursor, cursor.copy("COPY events FROM STDIN") as copy:
             copy.write("".join(f"{i % 1000}\t{i}\n" for i in range(HISTORY)))

@@ -7,21 +7,28 @@ clock runs over all of it.
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 
 from bench.jobs import Job
 from bench.peers import Measured, memory_mb_peak
-from bench.server import connect, copy_in, serving
+from tools.serving import copy_in, serving
 
 
 def sql(job: Job, batches: int) -> Measured:
     """`initial_s`: from the first COPY to the view's first whole answer. Memory is this client's, not reported."""
-    with serving() as port, connect(port) as connection, connection.cursor() as cursor:
+    with (
+        tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder,
+        serving(Path(folder)) as server,
+        server.connect() as connection,
+        connection.cursor() as cursor,
+    ):
         for table, columns in job.ddl.items():
             cursor.execute(f"CREATE TABLE {table} ({columns})")
         started = time.perf_counter()
         for table, rows in job.tables.items():
-            copy_in(cursor, table, rows)
+            copy_in(connection, table, rows)
         cursor.execute(f"CREATE MATERIALIZED VIEW answer AS {job.query}")
         cursor.execute("SELECT count(*) FROM answer")
         initial_s = time.perf_counter() - started
@@ -37,7 +44,7 @@ def sql(job: Job, batches: int) -> Measured:
                 for change in changes:
                     ids = ", ".join(map(str, change.deleted["id"].to_pylist()))
                     cursor.execute(f"DELETE FROM {change.table} WHERE id IN ({ids})")
-                    copy_in(cursor, change.table, change.inserted)
+                    copy_in(connection, change.table, change.inserted)
             cursor.execute("SELECT * FROM answer WHERE k = 0")
             batch_ms.append((time.perf_counter() - started) * 1000)
         answer = cursor.execute("SELECT k, n, total FROM answer").fetchall()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -15,11 +14,12 @@ import psycopg
 from rich.console import Console
 from rich.live import Live
 
-from demo import data, database
+from demo import data
 from demo.check import differences
 from demo.replay import Replay
 from demo.screen import Frame
 from demo.views import INDEXES, TABLES, VIEWS
+from tools.serving import copy_in, free_port, serving
 
 TICK_SECONDS = 0.25
 SPEED = 3600 * 2  # two hours a second: December takes six minutes
@@ -34,12 +34,12 @@ console = Console()
 
 def main() -> int:
     seconds = float(os.environ.get("DEMO_SECONDS", "inf"))
-    port = _free_port(int(os.environ.get("DEMO_PORT", "6875")))
+    port = free_port(int(os.environ.get("DEMO_PORT", "6875")))
     flights = data.load()
-    with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder, database.serving(Path(folder), port):
+    with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder, serving(Path(folder), port) as server:
         connect = f"psql -h 127.0.0.1 -p {port} -U materialize materialize"
         console.print(f"Penstock is up. Look around meanwhile: [bold]{connect}[/bold]")
-        with database.connect(port) as connection:
+        with server.connect() as connection:
             loaded, load_rate = _load(connection, flights)
             _create_views(connection)
             try:
@@ -55,7 +55,7 @@ def _load(connection: psycopg.Connection, flights: data.Flights) -> tuple[int, f
     for table, columns in TABLES.items():
         connection.execute(f"CREATE TABLE {table} ({columns})")
     for table, rows in {**flights.reference, "flights": flights.history}.items():
-        loaded += database.copy_in(connection, table, rows)
+        loaded += copy_in(connection, table, rows)
         console.print(f"  {table:10} {rows.num_rows:>9,} rows")
     elapsed = time.perf_counter() - started
     console.print(f"loaded {loaded:,} rows in {elapsed:.1f} s; {flights.live.num_rows:,} flights are left to replay")
@@ -119,18 +119,6 @@ def _verdict(connection: psycopg.Connection) -> int:
         for row in rows:
             console.print(f"    {row}")
     return 1 if any(found.values()) else 0
-
-
-def _free_port(wanted: int) -> int:
-    """`wanted`, or any free port when something listens there already."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise SystemExit("no free port on 127.0.0.1")
 
 
 if __name__ == "__main__":
