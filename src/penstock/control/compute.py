@@ -23,7 +23,7 @@ from penstock.control.storage import StorageController
 from penstock.runtime import Clock, Frontier, GlobalId, Timestamp
 
 if TYPE_CHECKING:
-    from penstock.compute.ir import DataflowDescription
+    from penstock.compute import DataflowDescription
     from penstock.persist import ShardId
 
 
