@@ -1,1 +1,82 @@
-"""Durable, versioned, multi-writer shards over a blob store and a compare-and-set store."""
+"""Durable, versioned, multi-writer shards over a blob store and a compare-and-set store.
+
+The room owns everything that is stored for longer than a process lives: the two kinds of store, the state
+of a shard and its durable formats, the handles that write and read, and the upkeep behind them. It promises
+the rooms above that a shard is *definite* (all readers see the same contents at each time in ``[since,
+upper)``), that an acknowledged append is durable and there exactly once, and that nothing a live reader
+needs is taken away. It knows nothing of SQL or dataflows.
+"""
+
+from penstock.persist.client import PersistClient
+from penstock.persist.config import PersistConfig
+from penstock.persist.errors import (
+    ClientClosed,
+    CorruptBlobError,
+    CorruptStateError,
+    Fenced,
+    InvalidUsage,
+    Mismatch,
+    ReaderExpired,
+    SchemaMismatch,
+    SinceError,
+)
+from penstock.persist.file import FileBlob
+from penstock.persist.location import open_blob, open_consensus
+from penstock.persist.mem import MemBlob, MemConsensus
+from penstock.persist.pubsub import LocalPubSub, PubSub
+from penstock.persist.read import Listen, ListenEvent, ReadHandle, Snapshot
+from penstock.persist.since import SinceHandle
+from penstock.persist.sqlite import SqliteConsensus
+from penstock.persist.store import (
+    SCAN_ALL,
+    Blob,
+    CasResult,
+    Consensus,
+    SeqNo,
+    ShardId,
+    StoreFull,
+    Versioned,
+    new_shard_id,
+)
+from penstock.persist.unreliable import UnreliableBlob, UnreliableConsensus
+from penstock.persist.write import Batch, WriteHandle
+
+__all__ = [
+    "SCAN_ALL",
+    "Batch",
+    "Blob",
+    "CasResult",
+    "ClientClosed",
+    "Consensus",
+    "CorruptBlobError",
+    "CorruptStateError",
+    "Fenced",
+    "FileBlob",
+    "InvalidUsage",
+    "Listen",
+    "ListenEvent",
+    "LocalPubSub",
+    "MemBlob",
+    "MemConsensus",
+    "Mismatch",
+    "PersistClient",
+    "PersistConfig",
+    "PubSub",
+    "ReadHandle",
+    "ReaderExpired",
+    "SchemaMismatch",
+    "SeqNo",
+    "ShardId",
+    "SinceError",
+    "SinceHandle",
+    "Snapshot",
+    "SqliteConsensus",
+    "StoreFull",
+    "UnreliableBlob",
+    "UnreliableConsensus",
+    "Versioned",
+    "WriteHandle",
+    "new_shard_id",
+    "open_blob",
+    "open_consensus",
+]

@@ -1,0 +1,185 @@
+"""The door to all shards of one pair of stores."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+
+from penstock.persist import commands
+from penstock.persist.config import PersistConfig
+from penstock.persist.errors import ClientClosed, SchemaMismatch
+from penstock.persist.maintain import Maintenance, remove_all, sweep_orphans
+from penstock.persist.parts import decode_schema, encode_schema
+from penstock.persist.partstore import PartStore
+from penstock.persist.pubsub import PubSub
+from penstock.persist.read import ReadHandle
+from penstock.persist.shard import Shard
+from penstock.persist.since import SinceHandle
+from penstock.persist.store import Blob, Consensus, ShardId
+from penstock.persist.write import WriteHandle
+from penstock.runtime import Clock, SystemClock, TaskOwner
+
+_HEARTBEATS_PER_LEASE = 4
+
+
+class PersistClient:
+    """Opens handles on shards; owns the cached states, the threads and the background work behind them.
+
+    All of it belongs to one event loop. The stores stay open at `close`: they are the caller's.
+    """
+
+    def __init__(
+        self,
+        blob: Blob,
+        consensus: Consensus,
+        *,
+        clock: Clock | None = None,
+        pubsub: PubSub | None = None,
+        config: PersistConfig | None = None,
+    ) -> None:
+        self.config = config or PersistConfig()
+        self._clock = clock or SystemClock()
+        self._consensus = consensus
+        self._pubsub = pubsub
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="persist")
+        self._parts = PartStore(blob, self._threads, self._clock, self.config)
+        self._tasks = TaskOwner("persist")
+        self._shards: dict[ShardId, Shard] = {}
+        self._maintenance: dict[ShardId, Maintenance] = {}
+        self._readers: dict[str, ReadHandle] = {}
+        self._writers: dict[str, WriteHandle] = {}
+        self._heartbeat: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def open_writer(self, shard: ShardId, schema: pa.Schema, *, purpose: str) -> WriteHandle:
+        """A writer. The first writer or reader of a shard gives it its `schema`.
+
+        `purpose` appears in diagnostics. Raises `SchemaMismatch`, `CorruptStateError`, or the store's error.
+        """
+        shared = await self._open(shard)
+        theirs = await shared.commit(lambda state, _: commands.register_schema(state, encode_schema(schema)))
+        _check_schema(shard, theirs, schema, purpose)
+        handle = WriteHandle(shared, f"w{uuid.uuid4()}", schema)
+        self._writers = {key: writer for key, writer in self._writers.items() if not writer.expired}
+        self._writers[handle.writer_id] = handle
+        return handle
+
+    async def open_reader(self, shard: ShardId, schema: pa.Schema, *, purpose: str) -> ReadHandle:
+        """A leased reader: nothing at or after its `since` is compacted away while it lives."""
+        shared = await self._open(shard)
+        reader_id = f"r{uuid.uuid4()}"
+        encoded = encode_schema(schema)
+        if shared.state.schema is not None:
+            _check_schema(shard, shared.state.schema, schema, purpose)
+        entry = await shared.commit(
+            lambda state, attempt: commands.register_reader(
+                state,
+                reader=reader_id,
+                schema=encoded,
+                now_ms=attempt.now_ms,
+                lease_ms=self.config.reader_lease_ms,
+                purpose=purpose,
+            )
+        )
+        handle = ReadHandle(shared, reader_id, schema, entry, on_expire=self._forget_reader)
+        try:
+            _check_schema(shard, shared.state.schema or encoded, schema, purpose)
+        except SchemaMismatch:
+            await handle.expire()
+            raise
+        self._readers[reader_id] = handle
+        if self._heartbeat is None:
+            self._heartbeat = self._tasks.spawn(self._heartbeats(), "heartbeats")
+        return handle
+
+    async def open_since(
+        self, shard: ShardId, reader_id: str, *, purpose: str, opaque: int = 0
+    ) -> SinceHandle:
+        """The critical reader `reader_id`, registered at the shard's since with `opaque` unless it exists.
+
+        Record the id durably before: a critical reader that nobody remembers holds the shard's since for
+        ever.
+        """
+        shared = await self._open(shard)
+        entry = await shared.commit(
+            lambda state, _: commands.register_critical(
+                state, reader=reader_id, opaque=opaque, purpose=purpose
+            )
+        )
+        return SinceHandle(shared, reader_id, entry)
+
+    async def finalize(self, shard: ShardId) -> None:
+        """Drop a shard: all handles on it end, its data is deleted, one small record stays. Idempotent."""
+        shared = await self._open(shard)
+        await shared.commit(lambda state, _: commands.finalize(state))
+        await remove_all(shared)
+        self._shards.pop(shard, None)
+        self._maintenance.pop(shard, None)
+        shared.close()
+
+    async def sweep(
+        self, shard: ShardId, *, older_than_ms: int, keep: frozenset[str] = frozenset()
+    ) -> list[str]:
+        """Delete blobs that nothing refers to and that are older than `older_than_ms`: what crashes left
+        behind.
+
+        `keep`: keys (`Batch.keys`) of batches that are stored but not appended yet. Returns the deleted keys.
+        """
+        return await sweep_orphans(await self._open(shard), older_than_ms, keep)
+
+    async def close(self) -> None:
+        """End background work and expire all handles, as far as the stores allow. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        handles: list[ReadHandle | WriteHandle] = [*self._readers.values(), *self._writers.values()]
+        await asyncio.gather(*(handle.expire_best_effort() for handle in handles))
+        await self._tasks.close()
+        for shard in self._shards.values():
+            shard.close()
+        self._threads.shutdown(wait=False)
+
+    async def _open(self, shard: ShardId) -> Shard:
+        if self._closed:
+            raise ClientClosed("the persist client is closed")
+        shared = self._shards.get(shard)
+        if shared is None:
+            shared = Shard(
+                shard, self._consensus, self._parts, self._clock, self._pubsub, self.config, self._tasks
+            )
+            self._shards[shard] = shared
+            maintenance = Maintenance(shared)
+            self._maintenance[shard] = maintenance
+            if self.config.maintenance:
+                shared.after_commit = maintenance.poke
+        await shared.fetch()
+        return shared
+
+    def _forget_reader(self, reader_id: str) -> None:
+        self._readers.pop(reader_id, None)
+
+    async def _heartbeats(self) -> None:
+        """Renew the leases of readers whose shards see no commits of this process, which renew them in
+        passing.
+        """
+        while True:
+            await self._clock.sleep(self.config.reader_lease_ms / 1000 / _HEARTBEATS_PER_LEASE)
+            for handle in list(self._readers.values()):
+                await handle.renew()
+
+
+def _check_schema(shard: ShardId, stored: bytes, schema: pa.Schema, purpose: str) -> None:
+    """Names and types must agree; nullability and metadata are the catalog's business."""
+    theirs = decode_schema(stored)
+    if theirs.names != schema.names or theirs.types != schema.types:
+        raise SchemaMismatch(
+            f"shard {shard} has the columns ({_columns(theirs)}); it cannot be opened for {purpose} "
+            f"with ({_columns(schema)})"
+        )
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)

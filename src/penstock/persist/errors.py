@@ -1,0 +1,93 @@
+"""What can go wrong with a shard, and the answers that are results rather than errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.runtime import Frontier, InternalError, PenstockError
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """An append was computed against another upper than the shard's. Nothing was appended."""
+
+    current_upper: Frontier
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """Another holder has taken a critical since over. `opaque` and `since` are the current ones."""
+
+    opaque: int
+    since: Frontier
+
+
+class SinceError(PenstockError):
+    """A read below `since`: the detail at that time is gone. The smallest readable time is `since`."""
+
+    sqlstate = "22023"
+
+    def __init__(self, shard: str, as_of: int, since: Frontier) -> None:
+        super().__init__(f"shard {shard} cannot be read at {as_of}: its since is {since}")
+        self.as_of = as_of
+        self.since = since
+
+
+class ReaderExpired(PenstockError):
+    """A reader lost its lease (its process slept or hung for longer than the lease). Open a new one."""
+
+    sqlstate = "55000"
+
+    def __init__(self, shard: str, reader: str) -> None:
+        super().__init__(
+            f"reader {reader} of shard {shard} has expired: "
+            f"it did not renew its lease in time; open a new reader"
+        )
+        self.shard = shard
+        self.reader = reader
+
+
+class CorruptBlobError(PenstockError):
+    """A stored part or rollup is missing or damaged. Only this shard is affected."""
+
+    sqlstate = "XX001"
+
+    def __init__(self, shard: str, key: str, problem: str) -> None:
+        super().__init__(
+            f"blob {key} of shard {shard} is corrupt: {problem}. Restore the object from a backup or replica "
+            f"of the blob store under this key, or drop and recreate what has its data in this shard; "
+            f"other shards are not affected"
+        )
+        self.shard = shard
+        self.key = key
+
+
+class CorruptStateError(PenstockError):
+    """The state of a shard cannot be rebuilt from consensus and rollups."""
+
+    sqlstate = "XX001"
+
+    def __init__(self, shard: str, problem: str) -> None:
+        super().__init__(
+            f"the state of shard {shard} cannot be read: {problem}. Restore the consensus store and the blob "
+            f"store of this environment from the same backup; other shards are not affected"
+        )
+        self.shard = shard
+
+
+class SchemaMismatch(PenstockError):
+    """A shard was opened with other columns than it was created with."""
+
+    sqlstate = "42804"
+
+
+class InvalidUsage(InternalError):
+    """A caller broke the contract of a handle (bounds inverted, updates outside, foreign batch). Never
+    retried.
+    """
+
+
+class ClientClosed(PenstockError):
+    """The persist client was closed while an operation was under way."""
+
+    sqlstate = "57P01"

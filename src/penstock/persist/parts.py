@@ -1,0 +1,217 @@
+"""Encoding of updates: Parquet (or Arrow IPC) objects for blobs, a bare Arrow record batch for the state.
+
+A stored part holds the row columns followed by ``__time`` (uint64) and ``__diff`` (int64). Any Parquet tool
+can read it. Schemas with a type that Parquet lacks (intervals, empty structs) are stored as Arrow IPC files
+instead. Everything here is pure and may run in any thread.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from penstock.persist.state import HollowPart, InlinePart
+from penstock.runtime import Updates, conform
+from penstock.runtime.updates import with_row_count
+
+TIME = "__time"
+DIFF = "__diff"
+PARQUET = "parquet"
+IPC = "ipc"
+
+_COMPRESS_FROM_BYTES = 1024
+_ROW_GROUP_ROWS = 256 * 1024
+
+
+def encode_schema(schema: pa.Schema) -> bytes:
+    """`schema` for the state."""
+    return bytes(schema.serialize())
+
+
+@lru_cache(maxsize=1024)
+def decode_schema(data: bytes) -> pa.Schema:
+    """The schema that `encode_schema` gave."""
+    return pa.ipc.read_schema(pa.py_buffer(data))
+
+
+def encode_inline(updates: Updates, bytes_max: int) -> InlinePart | None:
+    """`updates` as an inline part, or None when it would be longer than `bytes_max`."""
+    if updates.nbytes > 16 * bytes_max or _has_dictionary(updates.schema):
+        return None
+    data = _stored_batch(updates).serialize()
+    raw_size = 0
+    if data.size >= _COMPRESS_FROM_BYTES:
+        raw_size = data.size
+        data = pa.compress(data, codec="lz4_raw")
+    if data.size > bytes_max:
+        return None
+    rows, diff_sum, time_min, time_max = _summary(updates)
+    return InlinePart(data.to_pybytes(), raw_size, rows, diff_sum, time_min, time_max)
+
+
+def decode_inline(part: InlinePart, schema: pa.Schema) -> Updates:
+    """The updates of `part`, whose shard has `schema`."""
+    data = pa.py_buffer(part.data)
+    if part.raw_size:
+        data = pa.decompress(data, decompressed_size=part.raw_size, codec="lz4_raw")
+    return _from_stored(pa.ipc.read_record_batch(data, _stored_schema(schema)), schema)
+
+
+def encode_object(updates: Updates, key: str) -> tuple[bytes, HollowPart]:
+    """`updates` as the blob `key`, with its description."""
+    batch = _stored_batch(updates)
+    sink = pa.BufferOutputStream()
+    if all(_fits_parquet(field.type) for field in updates.schema):
+        format_ = PARQUET
+        table = pa.Table.from_batches([batch])
+        pq.write_table(
+            table,
+            sink,
+            row_group_size=_ROW_GROUP_ROWS,
+            compression="lz4",
+            use_dictionary=[TIME, DIFF, *_text_columns(batch.schema)],
+            write_statistics=[TIME, *_stored_names(updates.schema)],
+        )
+    else:
+        format_ = IPC
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with pa.ipc.new_file(sink, batch.schema, options=options) as writer:
+            writer.write_batch(batch)
+    data = sink.getvalue().to_pybytes()
+    rows, diff_sum, time_min, time_max = _summary(updates)
+    return data, HollowPart(key, format_, len(data), zlib.crc32(data), rows, diff_sum, time_min, time_max)
+
+
+class PartDamaged(Exception):
+    """The bytes of a blob are not what its description says. The message says how."""
+
+
+def decode_object(
+    data: bytes, part: HollowPart, schema: pa.Schema, columns: Sequence[str] | None = None
+) -> Updates:
+    """The updates of a blob, restricted to `columns` (in that order). Raises `PartDamaged`."""
+    if len(data) != part.size:
+        raise PartDamaged(f"it has {len(data)} bytes instead of {part.size}")
+    checksum = zlib.crc32(data)
+    if checksum != part.crc:
+        raise PartDamaged(f"its checksum is {checksum:08x} instead of {part.crc:08x}")
+    names = _stored_names(schema)
+    wanted = list(range(len(schema))) if columns is None else column_indices(schema, columns)
+    selected = [*(names[index] for index in wanted), TIME, DIFF]
+    try:
+        if part.format == PARQUET:
+            table = pq.ParquetFile(pa.BufferReader(data)).read(columns=selected, use_threads=False)
+        elif part.format == IPC:
+            table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+        else:
+            raise PartDamaged(f"its format {part.format!r} is unknown; is this program too old?")
+        batch = table.select(selected).combine_chunks().to_batches()[0]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise PartDamaged(f"it cannot be decoded: {error}") from error
+    if batch.num_rows != part.rows:
+        raise PartDamaged(f"it has {batch.num_rows} rows instead of {part.rows}")
+    return _from_stored(batch, project_schema(schema, columns))
+
+
+def project(updates: Updates, columns: Sequence[str] | None) -> Updates:
+    """Only `columns` of the rows, in that order; all of them for None."""
+    if columns is None:
+        return updates
+    indices = column_indices(updates.schema, columns)
+    if not indices:
+        return updates.with_rows(with_row_count(pa.schema([]), len(updates)))
+    rows = pa.RecordBatch.from_arrays(
+        [updates.rows.column(index) for index in indices], schema=project_schema(updates.schema, columns)
+    )
+    return updates.with_rows(rows)
+
+
+def project_schema(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    """The schema of `columns`; `schema` itself for None."""
+    if columns is None:
+        return schema
+    return pa.schema([schema.field(index) for index in column_indices(schema, columns)])
+
+
+def column_indices(schema: pa.Schema, columns: Sequence[str]) -> list[int]:
+    """Positions of `columns` in `schema`. Raises `KeyError` for an unknown or ambiguous name."""
+    indices = []
+    for name in columns:
+        index = schema.get_field_index(name)
+        if index < 0:
+            raise KeyError(f"there is no single column {name!r} among {schema.names}")
+        indices.append(index)
+    return indices
+
+
+def _summary(updates: Updates) -> tuple[int, int, int, int]:
+    return (
+        len(updates),
+        int(updates.diffs.sum()),  # wraps around as int64, like every sum of diffs
+        int(updates.times.min()),
+        int(updates.times.max()),
+    )
+
+
+def _stored_batch(updates: Updates) -> pa.RecordBatch:
+    arrays = [*updates.rows.columns, pa.array(updates.times), pa.array(updates.diffs)]
+    return pa.RecordBatch.from_arrays(arrays, schema=_stored_schema(updates.schema))
+
+
+def _stored_schema(schema: pa.Schema) -> pa.Schema:
+    fields = [
+        field.with_name(name).remove_metadata().with_nullable(True)
+        for field, name in zip(schema, _stored_names(schema), strict=True)
+    ]
+    return pa.schema([*fields, pa.field(TIME, pa.uint64()), pa.field(DIFF, pa.int64())])
+
+
+def _stored_names(schema: pa.Schema) -> list[str]:
+    """The columns' own names where these are distinct, else their positions."""
+    names = list(schema.names)
+    if len({*names, TIME, DIFF}) == len(names) + 2:
+        return names
+    return [f"c{index}" for index in range(len(names))]
+
+
+def _from_stored(batch: pa.RecordBatch, schema: pa.Schema) -> Updates:
+    times = batch.column(batch.num_columns - 2).to_numpy(zero_copy_only=False)
+    diffs = batch.column(batch.num_columns - 1).to_numpy(zero_copy_only=False)
+    if len(schema) == 0:
+        return Updates(with_row_count(schema, batch.num_rows), times, diffs)
+    rows = pa.RecordBatch.from_arrays(batch.columns[:-2], names=schema.names)
+    return Updates(conform(rows, schema), times.astype(np.uint64, copy=False), diffs)
+
+
+def _text_columns(schema: pa.Schema) -> list[str]:
+    return [
+        field.name
+        for field in schema
+        if pa.types.is_string(field.type)
+        or pa.types.is_large_string(field.type)
+        or pa.types.is_binary(field.type)
+        or pa.types.is_boolean(field.type)
+    ]
+
+
+def _fits_parquet(kind: pa.DataType) -> bool:
+    if pa.types.is_interval(kind) or pa.types.is_union(kind):
+        return False
+    if pa.types.is_struct(kind) and kind.num_fields == 0:
+        return False
+    return all(_fits_parquet(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _has_dictionary(schema: pa.Schema) -> bool:
+    def inside(kind: pa.DataType) -> bool:
+        if pa.types.is_dictionary(kind):
+            return True
+        return any(inside(kind.field(index).type) for index in range(kind.num_fields))
+
+    return any(inside(field.type) for field in schema)

@@ -1,0 +1,173 @@
+"""Parts in the blob store: upload, fetch with verification, a cache of decoded parts."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from typing import TypeVar
+
+import pyarrow as pa
+
+from penstock.persist.config import PersistConfig
+from penstock.persist.errors import CorruptBlobError
+from penstock.persist.parts import PartDamaged, decode_inline, decode_object, encode_object, project
+from penstock.persist.retry import patiently
+from penstock.persist.state import HollowPart, LinkedBatch, Part
+from penstock.persist.store import Blob, ShardId
+from penstock.runtime import Clock, ExternalError, Updates
+
+T = TypeVar("T")
+
+_CACHED_PART_BYTES_MAX = 4 * 1024 * 1024
+
+CacheKey = tuple[ShardId, int | str, int]
+
+
+class PartStore:
+    """Moves updates between memory and blobs for one client. Encoding and decoding run in `threads`."""
+
+    def __init__(self, blob: Blob, threads: Executor, clock: Clock, config: PersistConfig) -> None:
+        self.blob = blob
+        self.config = config
+        self._threads = threads
+        self._clock = clock
+        self._cache: OrderedDict[CacheKey, Updates] = OrderedDict()
+        self._cache_bytes = 0
+
+    async def upload(self, shard: ShardId, owner: str, updates: Updates) -> list[HollowPart]:
+        """Store `updates` as parts of about `part_bytes` under ``shard/owner/``; durable on return.
+
+        On an error, what was stored before it is deleted as far as possible; a cancelled call leaves
+        orphans to the sweep rather than prolong itself.
+        """
+        slices = list(enumerate(_slices(updates, self.config.part_bytes)))
+        written: dict[int, HollowPart] = {}
+        try:
+            for start in range(0, len(slices), self.config.uploads):
+                async with asyncio.TaskGroup() as tasks:
+                    for index, one in slices[start : start + self.config.uploads]:
+                        tasks.create_task(self._upload_one(shard, owner, index, one, written))
+        except BaseExceptionGroup as failures:
+            await self._discard(shard, list(written.values()))
+            raise failures.exceptions[0] from failures
+        return [written[index] for index, _ in slices]
+
+    async def _upload_one(
+        self, shard: ShardId, owner: str, index: int, updates: Updates, written: dict[int, HollowPart]
+    ) -> None:
+        key = f"{owner}/{new_part_name(self._clock.now_ms(), index)}"
+        data, part = await self.run(lambda: encode_object(updates, key))
+        await self._patiently(lambda: self.blob.set(f"{shard}/{key}", data), f"write part {key} of {shard}")
+        written[index] = part
+
+    async def fetch(
+        self,
+        shard: ShardId,
+        schema: pa.Schema,
+        batch_id: int,
+        index: int,
+        part: Part,
+        columns: Sequence[str] | None = None,
+    ) -> Updates:
+        """The updates of `part`, which is the one at `index` of batch `batch_id`. Raises
+        `CorruptBlobError`.
+        """
+        cache_key: CacheKey = (
+            (shard, part.key, 0) if isinstance(part, HollowPart) else (shard, batch_id, index)
+        )
+        cached = self._cache.get(cache_key)
+        if cached is not None:
+            self._cache.move_to_end(cache_key)
+            return project(cached, columns)
+        if not isinstance(part, HollowPart):
+            updates = decode_inline(part, schema)
+            self.remember(cache_key, updates)
+            return project(updates, columns)
+        key = f"{shard}/{part.key}"
+        data = await self._patiently(lambda: self.blob.get(key), f"read part {key}")
+        if data is None:
+            raise CorruptBlobError(shard, key, "it does not exist")
+        try:
+            updates = await self.run(lambda: decode_object(data, part, schema, columns))
+        except PartDamaged as error:
+            raise CorruptBlobError(shard, key, str(error)) from error
+        if columns is None:
+            self.remember(cache_key, updates)
+        return updates
+
+    def remember(self, key: CacheKey, updates: Updates) -> None:
+        """Keep a decoded part, within the bounds of the cache."""
+        size = updates.nbytes
+        if size > _CACHED_PART_BYTES_MAX or size > self.config.cache_bytes or key in self._cache:
+            return
+        self._cache[key] = updates
+        self._cache_bytes += size
+        while self._cache_bytes > self.config.cache_bytes:
+            _, evicted = self._cache.popitem(last=False)
+            self._cache_bytes -= evicted.nbytes
+
+    def remember_batch(self, shard: ShardId, batch_id: int, updates: Updates) -> None:
+        """Keep the updates of the single inline part of a batch that was just appended."""
+        self.remember((shard, batch_id, 0), updates)
+
+    async def delete(self, shard: ShardId, keys: Sequence[str]) -> None:
+        """Delete blobs by their keys within `shard`; those that are gone already are fine."""
+        for key in keys:
+            await self._delete_one(f"{shard}/{key}")
+
+    async def _delete_one(self, key: str) -> None:
+        await self._patiently(lambda: self.blob.delete(key), f"delete {key}")
+
+    async def _discard(self, shard: ShardId, parts: Sequence[HollowPart]) -> None:
+        for part in parts:
+            try:
+                await self.blob.delete(f"{shard}/{part.key}")
+            except ExternalError:
+                return  # the error that led here matters more; the sweep finds the orphan
+
+    async def run(self, operation: Callable[[], T]) -> T:
+        """Run CPU-heavy `operation` in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, operation)
+
+    async def _patiently(self, operation: Callable[[], Awaitable[T]], what: str) -> T:
+        return await patiently(operation, self._clock, self.config.store_retry_ms, what)
+
+
+def new_part_name(now_ms: int, index: int) -> str:
+    """``p<milliseconds><index>-<uuid>`` in fixed-width hex: sorts by age, which lets a sweep spare young
+    parts.
+    """
+    return f"p{now_ms:012x}{index:04x}-{uuid.uuid4().hex}"
+
+
+def part_time_ms(name: str) -> int | None:
+    """When the part called `name` (last segment of its key) was written, None when it is no part."""
+    try:
+        return int(name[1:13], 16) if name.startswith("p") else None
+    except ValueError:
+        return None
+
+
+def batch_parts(batch: LinkedBatch) -> list[tuple[int, int, Part]]:
+    """(batch id, index, part) of each part, as `PartStore.fetch` wants them."""
+    return [(batch.id, index, part) for index, part in enumerate(batch.parts)]
+
+
+def _slices(updates: Updates, bytes_max: int) -> list[Updates]:
+    """`updates` in consecutive pieces of about `bytes_max` in memory. No copy."""
+    count = len(updates)
+    pieces = max(1, -(-updates.nbytes // bytes_max))
+    step = max(1, -(-count // pieces))
+    if step >= count:
+        return [updates]
+    return [
+        Updates(
+            updates.rows.slice(start, step),
+            updates.times[start : start + step],
+            updates.diffs[start : start + step],
+        )
+        for start in range(0, count, step)
+    ]

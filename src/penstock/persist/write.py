@@ -1,0 +1,246 @@
+"""Appending to a shard."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import pyarrow as pa
+import structlog
+
+from penstock.persist import commands
+from penstock.persist.commands import Appended, Step
+from penstock.persist.errors import ClientClosed, InvalidUsage, Mismatch
+from penstock.persist.parts import encode_inline
+from penstock.persist.shard import Attempt, Shard
+from penstock.persist.state import HollowPart, Part, State
+from penstock.persist.store import ShardId
+from penstock.runtime import DONE, ExternalError, Frontier, InternalError, Updates, conform
+
+_EXPIRE_TIMEOUT_S = 2.0
+
+_log = structlog.get_logger("penstock.persist")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Updates that are stored but not yet in the shard: all their times are in ``[lower, upper)``.
+
+    Append it with `WriteHandle.compare_and_append_batches` (here or, by way of `to_bytes`, in another
+    process) or remove its blobs with `WriteHandle.delete_batch`.
+    """
+
+    shard: ShardId
+    lower: Frontier
+    upper: Frontier
+    parts: tuple[Part, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of its blobs within the shard."""
+        return [part.key for part in self.parts if isinstance(part, HollowPart)]
+
+    def to_bytes(self) -> bytes:
+        """A durable form: what it refers to stays until the batch is appended or deleted."""
+        return _encoder.encode(_Encoded(self.shard, self.lower, self.upper, self.parts))
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Batch:
+        """Raises `InternalError` when `data` is not what `to_bytes` gave."""
+        try:
+            encoded = _decoder.decode(data)
+        except msgspec.MsgspecError as error:
+            raise InternalError(
+                f"an encoded batch of {len(data)} bytes cannot be decoded: {error}"
+            ) from error
+        return Batch(ShardId(encoded.shard), Frontier(encoded.lower), Frontier(encoded.upper), encoded.parts)
+
+
+class _Encoded(msgspec.Struct, frozen=True, array_like=True):
+    shard: str
+    lower: int
+    upper: int
+    parts: tuple[Part, ...]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Encoded)
+
+
+class WriteHandle:
+    """One writer of one shard. Its appends take effect one at a time, each exactly once.
+
+    `upper`: the newest upper this process knows of.
+    """
+
+    def __init__(self, shard: Shard, writer: str, schema: pa.Schema) -> None:
+        self._shard = shard
+        self._writer = writer
+        self._schema = schema
+        self._one_in_flight = asyncio.Lock()
+        self._expired = False
+
+    @property
+    def shard(self) -> ShardId:
+        return self._shard.id
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._schema
+
+    @property
+    def writer_id(self) -> str:
+        return self._writer
+
+    @property
+    def expired(self) -> bool:
+        return self._expired
+
+    @property
+    def upper(self) -> Frontier:
+        return Frontier(self._shard.state.upper)
+
+    async def fetch_recent_upper(self) -> Frontier:
+        """The shard's upper at some moment after the call began."""
+        return Frontier((await self._shard.fetch()).upper)
+
+    async def wait_for_upper_past(self, frontier: Frontier) -> Frontier:
+        """Wait until the upper is greater than `frontier` (at once for `DONE`); returns it."""
+        state = await self._shard.wait_until(lambda state: state.upper > frontier or state.upper == DONE)
+        return Frontier(state.upper)
+
+    async def compare_and_append(
+        self, updates: Updates, expected_upper: Frontier, new_upper: Frontier
+    ) -> Mismatch | None:
+        """Append `updates` and move the upper from `expected_upper` to `new_upper`, if that is where it is.
+
+        Times must be in ``[expected_upper, new_upper)``. Durable on None; on `Mismatch` nothing happened.
+        Without updates it costs one consensus write. Raises `InvalidUsage`, `StoreFull` (nothing happened),
+        or after long patience the store's error. A cancelled call has either happened or not.
+        """
+        self._check_open()
+        self._check_times(updates, expected_upper, new_upper)
+        if await self._lost(expected_upper):
+            return Mismatch(self.upper)
+        batch = await self.batch(updates, expected_upper, new_upper)
+        result = await self._append([batch], expected_upper, new_upper)
+        if isinstance(result, Mismatch):
+            await self.delete_batch(batch)
+            return result
+        if result.batch_id is not None and len(batch.parts) == 1 and not batch.keys:
+            rows = conform(updates.rows, self._schema)
+            self._shard.parts.remember_batch(self.shard, result.batch_id, updates.with_rows(rows))
+        return None
+
+    async def batch(self, updates: Updates, lower: Frontier, upper: Frontier) -> Batch:
+        """Store `updates`, whose times must be in ``[lower, upper)``, without appending them."""
+        self._check_open()
+        self._check_times(updates, lower, upper)
+        if len(updates) == 0:
+            return Batch(self.shard, lower, upper, ())
+        updates = updates.with_rows(conform(updates.rows, self._schema))
+        config, state = self._shard.config, self._shard.state
+        inline = encode_inline(updates, config.inline_bytes)
+        if inline is not None and state.inline_bytes + len(inline.data) <= config.inline_total_bytes:
+            return Batch(self.shard, lower, upper, (inline,))
+        return Batch(
+            self.shard, lower, upper, tuple(await self._shard.parts.upload(self.shard, self._writer, updates))
+        )
+
+    async def compare_and_append_batches(
+        self, batches: Sequence[Batch], expected_upper: Frontier, new_upper: Frontier
+    ) -> Mismatch | None:
+        """Like `compare_and_append`, for stored batches, each within ``[expected_upper, new_upper)``.
+
+        On `Mismatch` the batches are still the caller's. A batch must not be appended twice.
+        """
+        self._check_open()
+        for batch in batches:
+            if batch.shard != self.shard:
+                raise InvalidUsage(f"a batch of shard {batch.shard} cannot be appended to {self.shard}")
+            if batch.parts and not expected_upper <= batch.lower <= batch.upper <= new_upper:
+                raise InvalidUsage(
+                    f"a batch from {batch.lower} up to {batch.upper} cannot be appended to {self.shard} "
+                    f"from {expected_upper} up to {new_upper}"
+                )
+        if await self._lost(expected_upper):
+            return Mismatch(self.upper)
+        result = await self._append(batches, expected_upper, new_upper)
+        return result if isinstance(result, Mismatch) else None
+
+    async def delete_batch(self, batch: Batch) -> None:
+        """Remove the blobs of a batch that was not, and never will be, appended."""
+        await self._shard.parts.delete(self.shard, batch.keys)
+
+    async def expire(self) -> None:
+        """End this writer. Nothing it appended is affected. May be called twice."""
+        if self._expired:
+            return
+        self._expired = True
+        await self._shard.commit(lambda state, _: commands.expire_writer(state, writer=self._writer))
+
+    async def expire_best_effort(self) -> None:
+        """`expire`, where a failing store is no error: the durable entry ends with its lease."""
+        try:
+            async with asyncio.timeout(_EXPIRE_TIMEOUT_S):
+                await self.expire()
+        except (ExternalError, TimeoutError) as error:
+            _log.warning("writer not expired", shard=self.shard, writer=self._writer, error=repr(error))
+
+    async def _append(
+        self, batches: Sequence[Batch], expected: Frontier, new: Frontier
+    ) -> Appended | Mismatch:
+        if new < expected:
+            raise InvalidUsage(f"append to {self.shard} from {expected} up to {new}: the bounds are inverted")
+        parts = tuple(part for batch in batches for part in batch.parts)
+        if new == expected:
+            if parts:
+                raise InvalidUsage(f"append to {self.shard} at the empty interval [{expected}, {new})")
+            upper = await self.fetch_recent_upper()
+            return Appended(None) if upper == expected else Mismatch(upper)
+        token = uuid.uuid4().bytes
+
+        def append(state: State, attempt: Attempt) -> Step[Appended | Mismatch]:
+            return commands.append(
+                state,
+                writer=self._writer,
+                token=token,
+                expected=expected,
+                new=new,
+                parts=parts,
+                now_ms=attempt.now_ms,
+                lease_ms=self._shard.config.writer_lease_ms,
+            )
+
+        async with self._one_in_flight:  # a second one would make an unknown outcome undecidable
+            return await self._shard.commit(append)
+
+    def _check_times(self, updates: Updates, lower: Frontier, upper: Frontier) -> None:
+        if lower > upper:
+            raise InvalidUsage(
+                f"updates for {self.shard} from {lower} up to {upper}: the bounds are inverted"
+            )
+        if len(updates) == 0:
+            return
+        first, last = int(updates.times.min()), int(updates.times.max())
+        if first < lower or last >= upper:
+            raise InvalidUsage(
+                f"updates for {self.shard} have times from {first} to {last}, outside [{lower}, {upper})"
+            )
+
+    async def _lost(self, expected: Frontier) -> bool:
+        """Whether the upper is not `expected`, by the newest state when the cached one says so."""
+        if self._shard.state.upper == expected:
+            return False
+        return (await self._shard.fetch()).upper != expected
+
+    def _check_open(self) -> None:
+        if self._expired:
+            raise ClientClosed(f"writer {self._writer} of shard {self.shard} has been expired")
