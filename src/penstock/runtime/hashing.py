@@ -1,11 +1,11 @@
 """A fixed 64-bit hash per row of Arrow columns, without a Python loop over rows.
 
-Arrangements, consolidation and exchange narrow their search with it; equality is always verified on the columns
-themselves, so a collision costs time, never a wrong answer. The function has no seed: two replicas must agree on every
-value. NULL hashes to one constant of its own, ``-0.0`` like ``0.0``, and all NaNs alike.
+Arrangements, consolidation and exchange narrow their search with it; equality is always verified on the
+columns themselves, so a collision costs time, never a wrong answer. The function has no seed: two replicas
+must agree on every value. NULL hashes to one constant of its own, ``-0.0`` like ``0.0``, and all NaNs alike.
 
-Mixing is SplitMix64's finalizer (Steele, Lea, Flood 2014). Variable-length values are hashed as a polynomial over their
-bytes modulo 2**64 whose exponent counts from each value's own start.
+Mixing is SplitMix64's finalizer (Steele, Lea, Flood 2014). Variable-length values are hashed as a polynomial
+over their bytes modulo 2**64 whose exponent counts from each value's own start.
 """
 
 from __future__ import annotations

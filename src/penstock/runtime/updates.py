@@ -1,7 +1,7 @@
 """`Updates`: a batch of changes to a collection, the value that all rooms exchange.
 
-A collection at time t is, per row, the sum of the diffs of all updates to it at times <= t. Rows are Arrow columns;
-times and diffs are NumPy arrays beside them, so that no code needs a Python loop over rows.
+A collection at time t is, per row, the sum of the diffs of all updates to it at times <= t. Rows are Arrow
+columns; times and diffs are NumPy arrays beside them, so that no code needs a Python loop over rows.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from penstock.runtime.hashing import hash_columns
 Times = npt.NDArray[np.uint64]
 Diffs = npt.NDArray[np.int64]
 
+_TIME_FACTOR = np.uint64(0xD6E8FEB86659FD93)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Updates:
-    """`rows`: n rows; `times`: uint64[n], milliseconds; `diffs`: int64[n]. All three are read-only by convention."""
+    """`rows`: n rows; `times`: uint64[n], milliseconds; `diffs`: int64[n]. All three are read-only by
+    convention."""
 
     rows: pa.RecordBatch
     times: Times
@@ -49,7 +52,7 @@ class Updates:
         if len(parts) == 1:
             return parts[0]
         return Updates(
-            pa.concat_batches([part.rows for part in parts]),
+            concat_rows([part.rows for part in parts]),
             np.concatenate([part.times for part in parts]),
             np.concatenate([part.diffs for part in parts]),
         )
@@ -75,6 +78,10 @@ class Updates:
         """The updates at `indices`, in that order."""
         return Updates(take_rows(self.rows, indices), self.times[indices], self.diffs[indices])
 
+    def slice(self, start: int, stop: int) -> Updates:
+        """The updates from `start` to `stop` (or the end), without copying."""
+        return Updates(self.rows.slice(start, stop - start), self.times[start:stop], self.diffs[start:stop])
+
     def negate(self) -> Updates:
         return Updates(self.rows, self.times, -self.diffs)
 
@@ -87,41 +94,60 @@ class Updates:
         return Updates(rows, self.times, self.diffs)
 
     def consolidate(self) -> Updates:
-        """One update per (row, time), none with a zero diff. Order is unspecified but a function of the content."""
+        """One update per (row, time), none with a zero diff. Order is unspecified but a function of the
+        content."""
         if len(self) == 0:
             return self
-        if len(self) == 1:
-            return self if self.diffs[0] else self.take(np.empty(0, np.int64))
-        hashes = hash_columns(self.rows.columns, len(self))
-        order = np.lexsort((self.times, hashes))
-        hashes, times = hashes[order], self.times[order]
-        starts = np.empty(len(order), dtype=bool)
-        starts[0] = True
-        np.not_equal(hashes[1:], hashes[:-1], out=starts[1:])
-        starts[1:] |= times[1:] != times[:-1]
-        if starts.all():
-            return self.filter(self.diffs != 0)
-        repeated = np.flatnonzero(~starts)
-        if not rows_equal(self.rows, order[repeated], self.rows, order[repeated - 1]).all():
-            return self._consolidate_exactly()  # two different rows share a hash
-        firsts = np.flatnonzero(starts)
-        sums = np.add.reduceat(self.diffs[order], firsts)
-        kept = sums != 0
-        indices = order[firsts[kept]]
-        return Updates(take_rows(self.rows, indices), self.times[indices], sums[kept])
+        indices, sums = consolidated_indices(self.rows, self.times, self.diffs)
+        if len(indices) == len(self) and (indices[1:] > indices[:-1]).all():
+            return self
+        return Updates(take_rows(self.rows, indices), self.times[indices], sums)
 
-    def _consolidate_exactly(self) -> Updates:
-        """The slow way, without hashes: rank each column's distinct values and group by the ranks."""
-        ranks = [dense_ranks(column) for column in self.rows.columns]
-        order = np.lexsort((self.times, *ranks))
-        starts = np.zeros(len(order), dtype=bool)
-        starts[0] = True
-        for key in (self.times, *ranks):
-            starts[1:] |= key[order][1:] != key[order][:-1]
-        firsts = np.flatnonzero(starts)
-        sums = np.add.reduceat(self.diffs[order], firsts)
-        indices = order[firsts[sums != 0]]
-        return Updates(take_rows(self.rows, indices), self.times[indices], sums[sums != 0])
+
+def consolidated_indices(rows: pa.RecordBatch, times: Times, diffs: Diffs) -> tuple[npt.NDArray[np.int64], Diffs]:
+    """Which of n updates represent the distinct (row, time) pairs whose diffs do not sum to zero, and those
+    sums."""
+    count = len(times)
+    if count <= 1:
+        kept = np.flatnonzero(diffs)
+        return kept, diffs[kept]
+    hashes = hash_columns(rows.columns, count)
+    one_time = bool((times == times[0]).all())
+    if not one_time:
+        hashes = hashes ^ (times * _TIME_FACTOR)
+    order = np.argsort(hashes)
+    hashes = hashes[order]
+    starts = np.empty(count, dtype=bool)
+    starts[0] = True
+    np.not_equal(hashes[1:], hashes[:-1], out=starts[1:])
+    if starts.all():
+        kept = np.flatnonzero(diffs)
+        return kept, diffs[kept]
+    repeated = np.flatnonzero(~starts)
+    ours, theirs = order[repeated], order[repeated - 1]
+    same_time = one_time or bool((times[ours] == times[theirs]).all())
+    if not same_time or not rows_equal(rows, ours, rows, theirs).all():
+        return _consolidated_exactly(rows, times, diffs)  # two different updates share a hash
+    firsts = np.flatnonzero(starts)
+    sums = np.add.reduceat(diffs[order], firsts)
+    kept = np.flatnonzero(sums)
+    return order[firsts[kept]], sums[kept]
+
+
+def _consolidated_exactly(rows: pa.RecordBatch, times: Times, diffs: Diffs) -> tuple[npt.NDArray[np.int64], Diffs]:
+    """The slow way, without hashes: rank each column's distinct values and group by the ranks."""
+    if len(times) == 0:
+        return np.empty(0, np.int64), diffs
+    ranks = [dense_ranks(column) for column in rows.columns]
+    order = np.lexsort((times, *ranks))
+    starts = np.zeros(len(order), dtype=bool)
+    starts[0] = True
+    for key in (times, *ranks):
+        starts[1:] |= key[order][1:] != key[order][:-1]
+    firsts = np.flatnonzero(starts)
+    sums = np.add.reduceat(diffs[order], firsts)
+    kept = np.flatnonzero(sums)
+    return order[firsts[kept]], sums[kept]
 
 
 def conform(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -145,7 +171,16 @@ def conform(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 def with_row_count(schema: pa.Schema, count: int) -> pa.RecordBatch:
     """A batch of `count` rows without columns (`schema` has none): Arrow keeps the count only in a struct."""
-    return pa.RecordBatch.from_struct_array(pa.array([{}] * count, type=pa.struct([])))
+    return pa.RecordBatch.from_struct_array(pa.StructArray.from_buffers(pa.struct([]), count, [None]))
+
+
+def concat_rows(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """All rows of `batches` (at least one; equal schemas), in order; also for batches without columns."""
+    if len(batches) == 1:
+        return batches[0]
+    if batches[0].num_columns == 0:
+        return with_row_count(batches[0].schema, sum(batch.num_rows for batch in batches))
+    return pa.concat_batches(batches)
 
 
 def take_rows(rows: pa.RecordBatch, indices: npt.NDArray[np.int64]) -> pa.RecordBatch:
