@@ -1,4 +1,4 @@
-"""Interruption: a cancel request or a timeout ends what runs and nothing else; a lost client looks cancelled."""
+"""Interruption: a cancel request or a timeout ends what runs and nothing else; a lost client looks like cancellation."""
 
 from __future__ import annotations
 

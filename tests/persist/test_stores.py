@@ -28,6 +28,7 @@ from penstock.persist import (
     open_consensus,
 )
 from penstock.runtime import Determinate, ExternalError, Indeterminate
+from tests.persist.consensus_suite import admits_one_winner_per_version, conforms
 
 BLOBS: dict[str, Callable[[Path], Blob]] = {
     "mem": lambda _: MemBlob(),
@@ -83,44 +84,7 @@ def test_consensus(kind: str, tmp_path: Path) -> None:
     async def main() -> None:
         store = CONSENSUSES[kind](tmp_path)
         async with closing(store):
-
-            async def cas(key: str, seqno: int, data: bytes = b"x") -> CasResult:
-                return await store.compare_and_set(key, Versioned(SeqNo(seqno), data))
-
-            assert await store.head("k") is None
-            assert await store.scan("k", SeqNo(0)) == []
-            with pytest.raises(Determinate):
-                await store.truncate("k", SeqNo(0))
-            assert await cas("k", 1) is CasResult.MISMATCH, "an unknown key begins at 0"
-            assert await store.list_keys() == []
-            assert await cas("k", 0, b"zero") is CasResult.COMMITTED
-            assert await cas("k", 0) is CasResult.MISMATCH
-            assert await cas("k", 2) is CasResult.MISMATCH, "no gaps"
-            with pytest.raises(Determinate):
-                await cas("k", -1)
-            with pytest.raises(Determinate):
-                await cas("k", 2**62)
-            for seqno in range(1, 10):
-                assert await cas("k", seqno, b"%d" % seqno) is CasResult.COMMITTED
-            assert await cas("other", 0, b"") is CasResult.COMMITTED
-            assert await store.head("k") == (9, b"9")
-            assert await store.head("k", linearized=False) == (9, b"9")
-            assert [v.seqno for v in await store.scan("k", SeqNo(4))] == [4, 5, 6, 7, 8, 9]
-            assert [v.seqno for v in await store.scan("k", SeqNo(4), 2)] == [4, 5]
-            assert await store.scan("k", SeqNo(10)) == []
-            assert await store.truncate("k", SeqNo(3)) == 3
-            assert await store.truncate("k", SeqNo(3)) == 0
-            assert await store.truncate("k", SeqNo(1)) == 0
-            with pytest.raises(Determinate):
-                await store.truncate("k", SeqNo(10))
-            assert (await store.scan("k", SeqNo(0)))[0] == (3, b"3")
-            assert await cas("k", 0) is CasResult.MISMATCH, "a truncated log does not begin again"
-            assert await cas("k", 3) is CasResult.MISMATCH
-            assert await store.truncate("k", SeqNo(9)) == 6
-            assert await cas("k", 9) is CasResult.MISMATCH
-            assert await cas("k", 10) is CasResult.COMMITTED
-            assert await store.scan("other", SeqNo(0)) == [(0, b"")]
-            assert await store.list_keys() == ["k", "other"]
+            await conforms(store)
 
     asyncio.run(main())
 
@@ -130,18 +94,7 @@ def test_consensus_admits_one_winner_per_version(kind: str, tmp_path: Path) -> N
     async def main() -> None:
         store = CONSENSUSES[kind](tmp_path)
         async with closing(store):
-            wins: list[tuple[int, int]] = []
-
-            async def client(number: int) -> None:
-                for seqno in range(20):
-                    data = b"%d" % number
-                    if await store.compare_and_set("k", Versioned(SeqNo(seqno), data)) is CasResult.COMMITTED:
-                        wins.append((seqno, number))
-
-            await asyncio.gather(*(client(number) for number in range(8)))
-            log = await store.scan("k", SeqNo(0))
-            assert [(v.seqno, int(v.data)) for v in log] == sorted(wins)
-            assert [v.seqno for v in log] == list(range(len(log)))
+            await admits_one_winner_per_version(store)
 
     asyncio.run(main())
 
@@ -199,9 +152,7 @@ def test_full_sqlite_file_is_determinate_and_heals(tmp_path: Path) -> None:
             assert results[1] is CasResult.COMMITTED, "a neighbour in the same transaction is not failed"
             assert await store.head("k") == (0, b"x")
             store._writing.execute(f"PRAGMA max_page_count={pages + 4000}")
-            assert (
-                await store.compare_and_set("k", Versioned(SeqNo(1), bytes(1 << 20))) is CasResult.COMMITTED
-            )
+            assert await store.compare_and_set("k", Versioned(SeqNo(1), bytes(1 << 20))) is CasResult.COMMITTED
 
     asyncio.run(main())
 

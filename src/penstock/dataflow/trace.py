@@ -8,7 +8,7 @@ the worker goes on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +57,6 @@ class IndexTrace:
         self._trace = Trace()
         self._state = _State((), Updates.empty(ERRORS_SCHEMA), since, since)
         self._wanted_since = since
-        self._listeners: list[Callable[[Frontier], None]] = []
 
     @property
     def since(self) -> Frontier:
@@ -113,12 +112,6 @@ class IndexTrace:
         with self._lock:
             self._wanted_since = max(self._wanted_since, frontier)
 
-    def on_advance(self, listener: Callable[[Frontier], None]) -> None:
-        """Call `listener` with each new upper, on the worker thread. To be said before the index runs, or on
-        that thread.
-        """
-        self._listeners.append(listener)
-
     def changes_since(self, t: Timestamp) -> Updates:
         """All updates at times after `t` that are held, consolidated: what a reader at `t` has not seen."""
         state = self._state
@@ -140,8 +133,6 @@ class IndexTrace:
         state = self._state
         held = Updates.concat([state.errors, errors]).consolidate() if len(errors) else state.errors
         self._publish(held, state.since, upper)
-        for listener in self._listeners:
-            listener(upper)
 
     def compact(self) -> bool:
         """Let go of times below the frontier that was allowed. True when runs can be merged."""

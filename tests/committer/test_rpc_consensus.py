@@ -1,0 +1,299 @@
+"""`RpcConsensus` against a server: results, errors, sizes, restarts, frozen servers, closing."""
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from penstock.committer import AddressError, CommitterServer, InProcessConsensus, InvalidRequest, RpcConsensus
+from penstock.committer import committer_pb2 as pb
+from penstock.committer import committer_pb2_grpc as pb_grpc
+from penstock.persist import CasResult, Consensus, LocalPubSub, MemConsensus, SeqNo, Versioned
+from penstock.runtime import Determinate, Indeterminate
+
+
+def version(seqno: int, data: bytes = b"x") -> Versioned:
+    return Versioned(SeqNo(seqno), data)
+
+
+@asynccontextmanager
+async def serving(consensus: Consensus, address: str) -> AsyncIterator[str]:
+    server = CommitterServer(consensus, LocalPubSub())
+    try:
+        yield await server.listen(address)
+    finally:
+        await server.close(0.1)
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"unix:{tmp_path}/committer.sock" if request.param == "unix" else "127.0.0.1:0"
+
+
+def test_results_travel(address: str) -> None:
+    async def main() -> None:
+        async with serving(InProcessConsensus(MemConsensus()), address) as target:
+            client = RpcConsensus(target)
+            assert await client.head("s") is None
+            assert await client.scan("s", SeqNo(0)) == []
+            assert await client.compare_and_set("s", version(1)) is CasResult.MISMATCH
+            assert await client.compare_and_set("s", version(0, b"")) is CasResult.COMMITTED
+            assert await client.compare_and_set("s", version(1, b"one")) is CasResult.COMMITTED
+            assert await client.head("s") == version(1, b"one")
+            assert await client.head("s", linearized=False) == version(1, b"one")
+            assert await client.scan("s", SeqNo(0)) == [version(0, b""), version(1, b"one")]
+            assert await client.scan("s", SeqNo(0), 1) == [version(0, b"")]
+            assert await client.truncate("s", SeqNo(1)) == 1
+            assert await client.truncate("s", SeqNo(1)) == 0
+            assert await client.list_keys() == ["s"]
+            await client.close()
+
+    asyncio.run(main())
+
+
+class FailingConsensus(MemConsensus):
+    error: Exception = Determinate("unset")
+
+    async def head(self, key: str, *, linearized: bool = True) -> Versioned | None:
+        raise self.error
+
+    async def compare_and_set(self, key: str, new: Versioned) -> CasResult:
+        raise self.error
+
+
+def test_determinate_error_retried_for_ever(tmp_path: Path) -> None:
+    """The kind of an error survives the wire; flattened, a determinate one would be retried without end."""
+
+    async def main() -> None:
+        store = FailingConsensus()
+        async with serving(InProcessConsensus(store), f"unix:{tmp_path}/c") as target:
+            client = RpcConsensus(target)
+            cause = OSError("SQLSTATE 40001: restart transaction")
+            for error in (Determinate("conflict"), Indeterminate("timeout")):
+                error.__cause__ = cause
+                store.error = error
+                for call in (client.head("s"), client.compare_and_set("s", version(0))):
+                    with pytest.raises(type(error), match="restart transaction") as caught:
+                        await call
+                    assert type(caught.value) is type(error)
+            store.error = RuntimeError("a bug in the store")
+            with pytest.raises(Indeterminate, match="a bug in the store"):
+                await client.head("s")
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_oversized_state_spins(address: str) -> None:
+    """Messages beyond gRPC's default of 4 MiB pass in both directions."""
+
+    async def main() -> None:
+        data = os.urandom(9 << 20)
+        async with serving(InProcessConsensus(MemConsensus()), address) as target:
+            client = RpcConsensus(target)
+            assert await client.compare_and_set("s", version(0, data)) is CasResult.COMMITTED
+            assert await client.head("s") == version(0, data)
+            assert await client.scan("s", SeqNo(0)) == [version(0, data)]
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_garbage_never_reaches_the_store(tmp_path: Path) -> None:
+    async def main() -> None:
+        class Untouchable:
+            def __getattr__(self, name: str) -> object:
+                raise AssertionError(f"{name} reached the store")
+
+        async with serving(Untouchable(), f"unix:{tmp_path}/c") as target:  # type: ignore[arg-type]
+            async with grpc.aio.insecure_channel(target) as channel:
+                stub = pb_grpc.ConsensusStub(channel)
+                big = 2**64 - 1
+                for response in (
+                    await stub.Head(pb.HeadRequest(key="")),
+                    await stub.Head(pb.HeadRequest(key="k" * 10_000)),
+                    await stub.CompareAndSet(pb.CompareAndSetRequest(key="s")),
+                    await stub.CompareAndSet(pb.CompareAndSetRequest(key="s", version=pb.Version(seqno=big))),
+                    await stub.Scan(pb.ScanRequest(key="s", from_seqno=big, limit=1)),
+                    await stub.Scan(pb.ScanRequest(key="s", from_seqno=0, limit=0)),
+                    await stub.Truncate(pb.TruncateRequest(key="s", seqno=big)),
+                ):
+                    assert response.err.determinacy == pb.INVALID, response
+            client = RpcConsensus(target)
+            with pytest.raises(InvalidRequest):
+                await client.head("")
+            with pytest.raises(InvalidRequest):
+                await client.compare_and_set("s", version(-1))
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_a_restarted_server_is_found_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = MemConsensus()
+        address = f"unix:{tmp_path}/c"
+        client = RpcConsensus(address, timeout_s=20.0)
+        async with serving(store, address):
+            await client.compare_and_set("s", version(0))
+        waiting = asyncio.ensure_future(client.head("s"))
+        await asyncio.sleep(0.05)
+        assert not waiting.done(), "a call waits for the server to come back"
+        async with serving(store, address):
+            assert await waiting == version(0)
+            assert await client.compare_and_set("s", version(1)) is CasResult.COMMITTED
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_no_server_is_indeterminate_after_the_deadline(tmp_path: Path) -> None:
+    async def main() -> None:
+        client = RpcConsensus(f"unix:{tmp_path}/nobody", timeout_s=0.2)
+        with pytest.raises(Indeterminate, match="nobody"):
+            await client.head("s")
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_a_call_that_waits_for_a_server_can_be_cancelled(tmp_path: Path) -> None:
+    async def main() -> None:
+        client = RpcConsensus(f"unix:{tmp_path}/nobody", timeout_s=60.0)
+        for delay_s in (0.0, 0.001, 0.02):
+            reading = asyncio.ensure_future(client.head("s"))
+            await asyncio.sleep(delay_s)
+            reading.cancel()
+            async with asyncio.timeout(10):
+                with pytest.raises(asyncio.CancelledError):
+                    await reading
+        await client.close()
+
+    asyncio.run(main())
+
+
+SERVER = """
+import asyncio, sys
+from penstock.committer import CommitterServer, InProcessConsensus
+from penstock.persist import LocalPubSub, MemConsensus
+
+async def main():
+    server = CommitterServer(InProcessConsensus(MemConsensus()), LocalPubSub())
+    await server.listen(sys.argv[1])
+    print("READY", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def start_server(address: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", SERVER, address], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != "READY":
+        assert process.poll() is None
+    return process
+
+
+def test_a_frozen_server_is_noticed_and_a_killed_one_replaced(tmp_path: Path) -> None:
+    """SIGSTOP leaves the connection open and silent; SIGKILL leaves the socket's file behind."""
+    address = f"unix:{tmp_path}/c"
+
+    async def main() -> None:
+        process = start_server(address)
+        try:
+            client = RpcConsensus(address, timeout_s=1.0)
+            assert await client.compare_and_set("s", version(0)) is CasResult.COMMITTED
+            process.send_signal(signal.SIGSTOP)
+            with pytest.raises(Indeterminate):
+                await client.head("s")
+            process.kill()
+            process.wait()
+            process = start_server(address)
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        assert await client.head("s") is None
+                        break
+                    except Indeterminate:
+                        continue
+            await client.close()
+        finally:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+    asyncio.run(main())
+
+
+def test_closing_fails_the_calls_in_flight_without_cancelling_their_tasks(tmp_path: Path) -> None:
+    class Stuck(MemConsensus):
+        async def head(self, key: str, *, linearized: bool = True) -> Versioned | None:
+            await asyncio.Event().wait()
+            return None
+
+    async def main() -> None:
+        async with serving(Stuck(), f"unix:{tmp_path}/c") as target:
+            client = RpcConsensus(target)
+            await client.list_keys()
+            reading = asyncio.ensure_future(client.head("s"))
+            cancelled = asyncio.ensure_future(client.head("s"))
+            await asyncio.sleep(0.05)
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+            await client.close()
+            with pytest.raises(Indeterminate):
+                await reading
+            with pytest.raises(Indeterminate):
+                await client.head("s")
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_an_address_in_use_or_out_of_reach_is_an_error(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(MemConsensus(), "127.0.0.1:0") as target:
+            server = CommitterServer(MemConsensus(), LocalPubSub())
+            for address in (target, f"unix:{tmp_path}/missing/dir", "0.0.0.0:0"):
+                with pytest.raises(AddressError):
+                    await server.listen(address)
+            await server.close()
+
+    asyncio.run(main())
+
+
+def test_the_socket_is_for_its_owner_only(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(MemConsensus(), f"unix:{tmp_path}/c"):
+            assert os.stat(tmp_path / "c").st_mode & 0o777 == 0o600
+
+    asyncio.run(main())
+
+
+def test_nothing_is_left_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with serving(InProcessConsensus(MemConsensus()), f"unix:{tmp_path}/c") as target:
+            client = RpcConsensus(target)
+            await asyncio.gather(*(client.compare_and_set(f"s{i}", version(0)) for i in range(50)))
+            await client.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not [task for task in others if "penstock" in repr(task)]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            asyncio.run(main(), debug=True)
+        gc.collect()
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
