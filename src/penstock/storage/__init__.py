@@ -7,17 +7,21 @@ computes.
 """
 
 from penstock.storage.row_or_error import (
-    ERRORS_SCHEMA,
     errors_to_shard,
+    first_error,
     rows_to_shard,
     shard_columns,
     split_shard_updates,
     view_schema,
 )
+from penstock.storage.shard_source import ShardReader, ShardSource, SourceReports
 
 __all__ = [
-    "ERRORS_SCHEMA",
+    "ShardReader",
+    "ShardSource",
+    "SourceReports",
     "errors_to_shard",
+    "first_error",
     "rows_to_shard",
     "shard_columns",
     "split_shard_updates",

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from penstock.runtime import Updates, conform
+from penstock.dataflow import ERRORS_SCHEMA
+from penstock.runtime import DataError, Updates, conform
 from penstock.runtime.updates import with_row_count
 
 SQLSTATE_COLUMN = "__penstock_error_sqlstate"
 MESSAGE_COLUMN = "__penstock_error_message"
-ERRORS_SCHEMA = pa.schema([("sqlstate", pa.string()), ("message", pa.string())])
 
 
 def view_schema(schema: pa.Schema) -> pa.Schema:
@@ -65,6 +65,13 @@ def split_shard_updates(updates: Updates, schema: pa.Schema) -> tuple[Updates, U
     errors = updates.with_rows(pa.RecordBatch.from_arrays([sqlstates, messages], schema=ERRORS_SCHEMA))
     rows = data.filter(~failed)
     return rows.with_rows(conform(rows.rows, schema)), errors.filter(failed)
+
+
+def first_error(errors: Updates) -> DataError:
+    """One of some errors, the same one wherever they are computed: the earliest, then the least by text."""
+    rows = errors.filter(errors.times == errors.times.min()).rows
+    sqlstate, message = min(zip(rows.column(0).to_pylist(), rows.column(1).to_pylist(), strict=True))
+    return DataError(message, sqlstate=sqlstate)
 
 
 def shard_columns(columns: Sequence[str]) -> list[str]:
