@@ -15,17 +15,6 @@ import pyarrow as pa
 
 from penstock.runtime import Updates
 
-CHANNEL_OPTIONS: list[tuple[str, int]] = [
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 5_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.ping_timeout_ms", 5_000),  # without it a frozen peer goes unnoticed for a minute
-    ("grpc.http2.max_pings_without_data", 0),
-]
-"""For both ends: no limit on the size of a message, and a dead peer is noticed within ten seconds."""
-
 _TIME = pa.field("time", pa.uint64(), nullable=False)
 _DIFF = pa.field("diff", pa.int64(), nullable=False)
 

@@ -1,0 +1,133 @@
+"""``penstock clusterd``: the process that runs dataflows.
+
+One asyncio loop for gRPC and persist, one thread for the dataflow worker, a few for queries. The process keeps
+nothing that matters: it may be killed at any moment. It ends within a second of SIGTERM or SIGINT, or, with
+``--end-with-stdin``, of its parent's death, which closes its standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+import structlog
+
+from penstock.committer import SERVER_OPTIONS, RpcConsensus, RpcPubSub, check_address
+from penstock.dataflow import Dataflow, Worker
+from penstock.persist import PersistClient, open_blob
+from penstock.replica import compute_pb2_grpc as pb_grpc
+from penstock.replica.instance import Instance
+from penstock.replica.server import ComputeService
+from penstock.runtime import SystemClock
+
+_log = structlog.get_logger("penstock.replica")
+
+_SHUTDOWN_SECONDS = 0.8
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a replica until it is told to end. Returns the exit code."""
+    options = _parse(arguments)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    os.umask(0o077)  # the socket is for this user only
+    asyncio.run(_serve(options))
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="penstock clusterd", description="Run dataflows for a coordinator.")
+    parser.add_argument("--listen", required=True, type=check_address, help="unix:/path or loopback host:port")
+    parser.add_argument("--consensus", required=True, type=check_address, help="address of the committer")
+    parser.add_argument("--blob", required=True, help="URL of the blob store, such as file:/path")
+    parser.add_argument(
+        "--end-with-stdin", action="store_true", help="end when standard input does: when the parent has died"
+    )
+    return parser.parse_args(arguments)
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    stop = asyncio.Event()
+    _stop_on_signals(stop)
+    if options.end_with_stdin:
+        _stop_on_end_of_stdin(stop)
+    clock = SystemClock()
+    consensus, pubsub, blob = RpcConsensus(options.consensus), RpcPubSub(options.consensus), open_blob(options.blob)
+    client = PersistClient(blob, consensus, clock=clock, pubsub=pubsub)
+    worker = Worker(on_failure=lambda dataflow, error: _post_failure(loop, instance, dataflow, error))
+    loop = asyncio.get_running_loop()
+    instance = Instance(client, worker, clock, os.urandom(16))
+    halt = threading.Event()
+    thread = threading.Thread(target=worker.run, args=(halt,), name="worker", daemon=True)
+    thread.start()
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    pb_grpc.add_ComputeServicer_to_server(ComputeService(instance), server)  # type: ignore[no-untyped-call]
+    _make_way_for(options.listen)
+    server.add_insecure_port(options.listen)
+    await server.start()
+    _log.info("replica ready", listen=options.listen, consensus=options.consensus, pid=os.getpid())
+    await stop.wait()
+    _log.info("replica ends")
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_SHUTDOWN_SECONDS):
+            await server.stop(grace=0)
+            await instance.close()
+            await client.close()
+            await pubsub.close()
+            await consensus.close()
+            await blob.close()
+    halt.set()
+    worker.activate()
+    sys.stderr.flush()
+    os._exit(0)  # whatever still waits for a store must not hold the process; nothing here is worth waiting for
+
+
+def _post_failure(
+    loop: asyncio.AbstractEventLoop, instance: Instance, dataflow: Dataflow, error: BaseException
+) -> None:
+    with suppress(RuntimeError):  # the loop is closed: the process ends
+        loop.call_soon_threadsafe(instance.dataflow_failed, dataflow, error)
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _begin_to_stop, stop)
+
+
+def _stop_on_end_of_stdin(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        with suppress(RuntimeError):  # the loop is closed: the process ends
+            loop.call_soon_threadsafe(_begin_to_stop, stop)
+        _exit_soon()
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def _begin_to_stop(stop: asyncio.Event) -> None:
+    stop.set()
+    _exit_soon()
+
+
+def _exit_soon() -> None:
+    """End the process even if the loop or the worker hangs."""
+    timer = threading.Timer(1.0, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+def _make_way_for(listen: str) -> None:
+    """Remove the socket that a killed process of this replica has left."""
+    if listen.startswith("unix:"):
+        Path(listen.removeprefix("unix:")).unlink(missing_ok=True)
