@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -13,68 +10,18 @@ import pytest
 from penstock.persist import (
     Fenced,
     InvalidUsage,
-    Listen,
     LocalPubSub,
     MemBlob,
     MemConsensus,
     Mismatch,
     PersistClient,
     PersistConfig,
-    ReadHandle,
     SchemaMismatch,
     SinceError,
-    WriteHandle,
     new_shard_id,
 )
-from penstock.runtime import DONE, Frontier, Timestamp, Updates
-
-SCHEMA = pa.schema([("k", pa.int64()), ("v", pa.string())])
-Row = tuple[Any, ...]
-
-
-def updates(rows: Sequence[tuple[int, int, int]]) -> Updates:
-    """(key, time, diff) each."""
-    batch = pa.record_batch(
-        [pa.array([k for k, _, _ in rows], pa.int64()), pa.array([f"v{k}" for k, _, _ in rows])],
-        schema=SCHEMA,
-    )
-    base = Updates.at(batch, Timestamp(0))
-    times, diffs = base.times.copy(), base.diffs.copy()
-    times[:] = [t for _, t, _ in rows]
-    diffs[:] = [d for _, _, d in rows]
-    return Updates(batch, times, diffs)
-
-
-def tally(parts: Sequence[Updates]) -> Counter[tuple[int, int]]:
-    """(key, time) -> sum of diffs, without zeros."""
-    counts: Counter[tuple[int, int]] = Counter()
-    for part in parts:
-        for key, time, diff in zip(
-            part.rows.column(0).to_pylist(), part.times.tolist(), part.diffs.tolist(), strict=True
-        ):
-            counts[key, time] += diff
-    return Counter({key: count for key, count in counts.items() if count})
-
-
-async def snapshot(reader: ReadHandle, as_of: int) -> Counter[tuple[int, int]]:
-    return tally([part async for part in reader.snapshot(Timestamp(as_of))])
-
-
-async def read_until(listen: Listen, upper: int) -> list[Updates]:
-    seen: list[Updates] = []
-    async for event in listen:
-        seen += event.updates
-        if event.progress >= upper:
-            return seen
-    return seen
-
-
-async def append(writer: WriteHandle, rows: Sequence[tuple[int, int, int]], lower: int, upper: int) -> None:
-    assert await writer.compare_and_append(updates(rows), Frontier(lower), Frontier(upper)) is None
-
-
-def client(**config: Any) -> PersistClient:
-    return PersistClient(MemBlob(), MemConsensus(), config=PersistConfig(**config))
+from penstock.runtime import DONE, Frontier, Timestamp
+from tests.persist.shards import SCHEMA, append, client, read_until, snapshot, tally, updates
 
 
 def test_write_snapshot_listen() -> None:
@@ -233,9 +180,7 @@ def test_two_clients_see_each_other(pushed: bool) -> None:
         reader = await two.open_reader(shard, SCHEMA, purpose="test")
         listen = await reader.listen(Timestamp(0))
         for t in range(1, 50):
-            await append(writer, [(t, t, 1)], t - 1 if t > 1 else 0, t + 1) if t == 1 else await append(
-                writer, [(t, t, 1)], t, t + 1
-            )
+            await append(writer, [(t, t, 1)], t if t > 1 else 0, t + 1)
             seen = await asyncio.wait_for(read_until(listen, t + 1), 10)
             assert tally(seen) == {(t, t): 1}
         await one.close()

@@ -95,9 +95,7 @@ class PersistClient:
             self._heartbeat = self._tasks.spawn(self._heartbeats(), "heartbeats")
         return handle
 
-    async def open_since(
-        self, shard: ShardId, reader_id: str, *, purpose: str, opaque: int = 0
-    ) -> SinceHandle:
+    async def open_since(self, shard: ShardId, reader_id: str, *, purpose: str, opaque: int = 0) -> SinceHandle:
         """The critical reader `reader_id`, registered at the shard's since with `opaque` unless it exists.
 
         Record the id durably before: a critical reader that nobody remembers holds the shard's since for
@@ -105,9 +103,7 @@ class PersistClient:
         """
         shared = await self._open(shard)
         entry = await shared.commit(
-            lambda state, _: commands.register_critical(
-                state, reader=reader_id, opaque=opaque, purpose=purpose
-            )
+            lambda state, _: commands.register_critical(state, reader=reader_id, opaque=opaque, purpose=purpose)
         )
         return SinceHandle(shared, reader_id, entry)
 
@@ -120,9 +116,7 @@ class PersistClient:
         self._maintenance.pop(shard, None)
         shared.close()
 
-    async def sweep(
-        self, shard: ShardId, *, older_than_ms: int, keep: frozenset[str] = frozenset()
-    ) -> list[str]:
+    async def sweep(self, shard: ShardId, *, older_than_ms: int, keep: frozenset[str] = frozenset()) -> list[str]:
         """Delete blobs that nothing refers to and that are older than `older_than_ms`: what crashes left
         behind.
 
@@ -147,9 +141,7 @@ class PersistClient:
             raise ClientClosed("the persist client is closed")
         shared = self._shards.get(shard)
         if shared is None:
-            shared = Shard(
-                shard, self._consensus, self._parts, self._clock, self._pubsub, self.config, self._tasks
-            )
+            shared = Shard(shard, self._consensus, self._parts, self._clock, self._pubsub, self.config, self._tasks)
             self._shards[shard] = shared
             maintenance = Maintenance(shared)
             self._maintenance[shard] = maintenance

@@ -132,9 +132,7 @@ def register_reader(
     return Step(entry, Diff(readers={reader: entry}, schema=schema if state.schema is None else None))
 
 
-def downgrade_reader(
-    state: State, *, reader: str, since: Frontier, hold: int, now_ms: int
-) -> Step[Reader | None]:
+def downgrade_reader(state: State, *, reader: str, since: Frontier, hold: int, now_ms: int) -> Step[Reader | None]:
     """Let a reader's since and hold go forward, and the shard's since with them. None: the reader has
     expired.
     """
@@ -208,9 +206,7 @@ def downgrade_critical(
 def with_since(state: State, diff: Diff) -> Diff:
     """`diff` with the shard's since raised to what all readers of the resulting state allow."""
     sinces = [reader.since for reader in (state.readers | diff.readers).values() if reader is not None]
-    sinces += [
-        critical.since for critical in (state.criticals | diff.criticals).values() if critical is not None
-    ]
+    sinces += [critical.since for critical in (state.criticals | diff.criticals).values() if critical is not None]
     if not sinces or min(sinces) <= state.since:
         return diff
     return replace(diff, since=min(sinces))

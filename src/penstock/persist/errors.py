@@ -40,8 +40,7 @@ class ReaderExpired(PenstockError):
 
     def __init__(self, shard: str, reader: str) -> None:
         super().__init__(
-            f"reader {reader} of shard {shard} has expired: "
-            f"it did not renew its lease in time; open a new reader"
+            f"reader {reader} of shard {shard} has expired: it did not renew its lease in time; open a new reader"
         )
         self.shard = shard
         self.reader = reader

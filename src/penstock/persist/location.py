@@ -42,7 +42,5 @@ def open_consensus(url: str) -> Consensus:
 def _split(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     if parts.netloc:
-        raise ValueError(
-            f"{url!r} names a host; a local path is written {parts.scheme}:/path or {parts.scheme}:path"
-        )
+        raise ValueError(f"{url!r} names a host; a local path is written {parts.scheme}:/path or {parts.scheme}:path")
     return parts.scheme, unquote(parts.path)

@@ -128,9 +128,7 @@ async def collect_garbage(shard: Shard, seqno: SeqNo) -> None:
         return  # collected by another process
     data = await _patiently(shard, lambda: shard.parts.blob.get(f"{shard.id}/{rollup.key}"), "read a rollup")
     if data is None or decode_rollup(shard.id, data).seqno != seqno:
-        raise CorruptStateError(
-            shard.id, f"rollup {rollup.key} is missing or another's: nothing is collected"
-        )
+        raise CorruptStateError(shard.id, f"rollup {rollup.key} is missing or another's: nothing is collected")
     removed = await _removed_keys(shard, SeqNo(seqno + 1))
     await shard.parts.delete(shard.id, sorted(removed - shard.state.keys()))
     await _patiently(shard, lambda: shard.consensus.truncate(shard.id, seqno), "truncate")

@@ -92,9 +92,7 @@ class PartDamaged(Exception):
     """The bytes of a blob are not what its description says. The message says how."""
 
 
-def decode_object(
-    data: bytes, part: HollowPart, schema: pa.Schema, columns: Sequence[str] | None = None
-) -> Updates:
+def decode_object(data: bytes, part: HollowPart, schema: pa.Schema, columns: Sequence[str] | None = None) -> Updates:
     """The updates of a blob, restricted to `columns` (in that order). Raises `PartDamaged`."""
     if len(data) != part.size:
         raise PartDamaged(f"it has {len(data)} bytes instead of {part.size}")

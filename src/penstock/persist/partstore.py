@@ -75,9 +75,7 @@ class PartStore:
         """The updates of `part`, which is the one at `index` of batch `batch_id`. Raises
         `CorruptBlobError`.
         """
-        cache_key: CacheKey = (
-            (shard, part.key, 0) if isinstance(part, HollowPart) else (shard, batch_id, index)
-        )
+        cache_key: CacheKey = (shard, part.key, 0) if isinstance(part, HollowPart) else (shard, batch_id, index)
         cached = self._cache.get(cache_key)
         if cached is not None:
             self._cache.move_to_end(cache_key)

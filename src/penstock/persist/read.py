@@ -121,12 +121,18 @@ class ReadHandle:
         return Snapshot(self, as_of, columns)
 
     async def listen(self, as_of: Timestamp) -> Listen:
-        """All updates after `as_of`, at their own times. Never waits. Raises `SinceError`, `ReaderExpired`."""
+        """All updates after `as_of`, at their own times. Does not wait.
+
+        Raises `SinceError`, `ReaderExpired`.
+        """
         self._check_readable(as_of)
         return Listen(self, as_of, None)
 
     async def subscribe(self, as_of: Timestamp) -> Listen:
-        """A listen that first brings the snapshot at `as_of`; its last event then has progress ``as_of + 1``."""
+        """A listen that first brings the snapshot at `as_of`, the last event of which has progress ``as_of + 1``.
+
+        Does not wait. Raises `SinceError`, `ReaderExpired`.
+        """
         self._check_readable(as_of)
         return Listen(self, as_of, Snapshot(self, as_of, None))
 
@@ -153,7 +159,7 @@ class ReadHandle:
         try:
             async with asyncio.timeout(_EXPIRE_TIMEOUT_S):
                 await self.expire()
-        except (ExternalError, TimeoutError) as error:
+        except (PenstockError, TimeoutError) as error:
             _log.warning("reader not expired", shard=self.shard, reader=self.reader_id, error=repr(error))
 
     # What the shard asks of a reader of this process

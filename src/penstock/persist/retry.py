@@ -37,9 +37,7 @@ class Patience:
         if isinstance(error, StoreFull) or waited_s >= self._limit_s:
             raise error
         if self.attempts >= _LOG_FROM_ATTEMPT:
-            _log.warning(
-                "store operation fails", what=self._what, attempts=self.attempts, error=error.message
-            )
+            _log.warning("store operation fails", what=self._what, attempts=self.attempts, error=error.message)
         await self._clock.sleep(self._pause_s)
         self._pause_s = min(self._pause_s * 2, _LIMIT_S)
 

@@ -114,9 +114,7 @@ class Shard:
                 diff = self._complete(base, step.diff, now_ms)
                 data = encode_diff(diff)
                 try:
-                    outcome = await self.consensus.compare_and_set(
-                        self.id, Versioned(SeqNo(diff.seqno), data)
-                    )
+                    outcome = await self.consensus.compare_and_set(self.id, Versioned(SeqNo(diff.seqno), data))
                 except Determinate as error:
                     await patience.wait(unknown or error)
                     continue
@@ -186,9 +184,7 @@ class Shard:
         return self.state
 
     async def _refresh(self) -> None:
-        await patiently(
-            self._refresh_once, self.clock, self.config.store_retry_ms, f"read the state of {self.id}"
-        )
+        await patiently(self._refresh_once, self.clock, self.config.store_retry_ms, f"read the state of {self.id}")
 
     async def _refresh_once(self) -> None:
         while True:
@@ -234,9 +230,7 @@ class Shard:
                 state = apply(state, decode_diff(self.id, version.data))
             self._install(state)
             return
-        raise CorruptStateError(
-            self.id, f"no full state precedes its versions ({_REBUILD_ATTEMPTS} attempts)"
-        )
+        raise CorruptStateError(self.id, f"no full state precedes its versions ({_REBUILD_ATTEMPTS} attempts)")
 
     async def _load_rollup(self, key: str) -> State | None:
         """The state in the rollup `key` ("": before the first version). None when missing or damaged."""

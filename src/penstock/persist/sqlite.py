@@ -94,9 +94,7 @@ class SqliteConsensus:
         self._writing.close()
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self._path, isolation_level=None, check_same_thread=False, cached_statements=32
-        )
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=32)
         connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
@@ -117,8 +115,7 @@ class SqliteConsensus:
             return None
         base = number * SEQNO_END
         row = connection.execute(
-            "SELECT position, data FROM versions WHERE position >= ? AND position < ? "
-            "ORDER BY position DESC LIMIT 1",
+            "SELECT position, data FROM versions WHERE position >= ? AND position < ? ORDER BY position DESC LIMIT 1",
             (base, base + SEQNO_END),
         ).fetchone()
         return None if row is None else Versioned(SeqNo(row[0] - base), row[1])
@@ -129,8 +126,7 @@ class SqliteConsensus:
             return []
         base = number * SEQNO_END
         rows = self._reading.execute(
-            "SELECT position, data FROM versions WHERE position >= ? AND position < ? "
-            "ORDER BY position LIMIT ?",
+            "SELECT position, data FROM versions WHERE position >= ? AND position < ? ORDER BY position LIMIT ?",
             (base + max(from_, 0), base + SEQNO_END, limit),
         )
         return [Versioned(SeqNo(position - base), data) for position, data in rows]

@@ -282,9 +282,7 @@ def encode_diff(diff: Diff) -> bytes:
 def decode_diff(shard: str, data: bytes) -> Diff:
     """Raises `CorruptStateError`."""
     if data[:1] != _DIFF_FORMAT:
-        raise CorruptStateError(
-            shard, f"a version has the unknown format {data[:1]!r}; is this program too old?"
-        )
+        raise CorruptStateError(shard, f"a version has the unknown format {data[:1]!r}; is this program too old?")
     try:
         return _diff_decoder.decode(memoryview(data)[1:])
     except msgspec.MsgspecError as error:

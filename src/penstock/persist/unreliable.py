@@ -64,9 +64,7 @@ class UnreliableBlob:
 class UnreliableConsensus:
     """A `Consensus` that fails by `seed` around `inner`."""
 
-    def __init__(
-        self, inner: Consensus, seed: int, *, happens: float = 0.95, answer_lost: float = 0.05
-    ) -> None:
+    def __init__(self, inner: Consensus, seed: int, *, happens: float = 0.95, answer_lost: float = 0.05) -> None:
         self._inner = inner
         self.faults = Faults(seed, happens, answer_lost)
 

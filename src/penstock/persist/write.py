@@ -18,7 +18,7 @@ from penstock.persist.parts import encode_inline
 from penstock.persist.shard import Attempt, Shard
 from penstock.persist.state import HollowPart, Part, State
 from penstock.persist.store import ShardId
-from penstock.runtime import DONE, ExternalError, Frontier, InternalError, Updates, conform
+from penstock.runtime import DONE, Frontier, InternalError, PenstockError, Updates, conform
 
 _EXPIRE_TIMEOUT_S = 2.0
 
@@ -57,9 +57,7 @@ class Batch:
         try:
             encoded = _decoder.decode(data)
         except msgspec.MsgspecError as error:
-            raise InternalError(
-                f"an encoded batch of {len(data)} bytes cannot be decoded: {error}"
-            ) from error
+            raise InternalError(f"an encoded batch of {len(data)} bytes cannot be decoded: {error}") from error
         return Batch(ShardId(encoded.shard), Frontier(encoded.lower), Frontier(encoded.upper), encoded.parts)
 
 
@@ -150,9 +148,7 @@ class WriteHandle:
         inline = encode_inline(updates, config.inline_bytes)
         if inline is not None and state.inline_bytes + len(inline.data) <= config.inline_total_bytes:
             return Batch(self.shard, lower, upper, (inline,))
-        return Batch(
-            self.shard, lower, upper, tuple(await self._shard.parts.upload(self.shard, self._writer, updates))
-        )
+        return Batch(self.shard, lower, upper, tuple(await self._shard.parts.upload(self.shard, self._writer, updates)))
 
     async def compare_and_append_batches(
         self, batches: Sequence[Batch], expected_upper: Frontier, new_upper: Frontier
@@ -191,12 +187,10 @@ class WriteHandle:
         try:
             async with asyncio.timeout(_EXPIRE_TIMEOUT_S):
                 await self.expire()
-        except (ExternalError, TimeoutError) as error:
+        except (PenstockError, TimeoutError) as error:
             _log.warning("writer not expired", shard=self.shard, writer=self._writer, error=repr(error))
 
-    async def _append(
-        self, batches: Sequence[Batch], expected: Frontier, new: Frontier
-    ) -> Appended | Mismatch:
+    async def _append(self, batches: Sequence[Batch], expected: Frontier, new: Frontier) -> Appended | Mismatch:
         if new < expected:
             raise InvalidUsage(f"append to {self.shard} from {expected} up to {new}: the bounds are inverted")
         parts = tuple(part for batch in batches for part in batch.parts)
@@ -224,9 +218,7 @@ class WriteHandle:
 
     def _check_times(self, updates: Updates, lower: Frontier, upper: Frontier) -> None:
         if lower > upper:
-            raise InvalidUsage(
-                f"updates for {self.shard} from {lower} up to {upper}: the bounds are inverted"
-            )
+            raise InvalidUsage(f"updates for {self.shard} from {lower} up to {upper}: the bounds are inverted")
         if len(updates) == 0:
             return
         first, last = int(updates.times.min()), int(updates.times.max())
