@@ -165,7 +165,8 @@ def cancel(run: Run) -> Run:
     np.add.at(edges, last, -1)
     suspect = np.cumsum(edges[:-1]) > 0
     inside = np.flatnonzero(suspect)
-    times = np.zeros(len(inside), np.uint64) if run.times is None else run.times[inside]
+    # Without times the keys stand in: they are a function of the row, or a time of their own (temporal filters).
+    times = (run.keys if run.times is None else run.times)[inside]
     kept, sums = consolidated_indices(take_rows(run.rows, inside), times, run.diffs[inside])
     diffs = run.diffs.copy()
     keep = ~suspect
