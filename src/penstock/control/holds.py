@@ -83,8 +83,7 @@ class HoldBook:
             self._counts[from_] = count
             return
         del self._counts[from_]
-        if from_ == self._since:
-            self._advance()
+        self._advance()
 
     def _advance(self) -> None:
         while self._heap and self._heap[0] not in self._counts:
