@@ -264,6 +264,10 @@ class Snapshot:
         self._owner: TaskOwner | None = None
         self._fetching: deque[asyncio.Task[list[Updates]]] = deque()
         self._ended = False
+        self.sufficient_upper = DONE
+        """Enough of an upper for whoever knows that nothing was, or will be, written from it up to `as_of`."""
+        self.upper = Frontier(0)
+        """Upper of the version that is read, once it was chosen."""
         self._pinned = _Pin(follows=False)
         handle._pin(self._pinned, Frontier(as_of))
 
@@ -322,13 +326,16 @@ class Snapshot:
         try:
             handle._check_readable(as_of)
             state = await handle._shard.wait_until(
-                lambda state: state.upper > as_of or handle.reader_id not in state.readers
+                lambda state: (
+                    state.upper > as_of or state.upper >= self.sufficient_upper or handle.reader_id not in state.readers
+                )
             )
             handle._check_readable(as_of)
         except PenstockError:
             await self.aclose()
             raise
         self._seqno = handle._lease(state)
+        self.upper = Frontier(state.upper)
         parts = [
             (batch.id, index, part)
             for batch in state.batches
@@ -387,6 +394,11 @@ class Listen:
     def frontier(self) -> Frontier:
         """All updates after the `as_of` and below this have been emitted."""
         return self._frontier
+
+    @property
+    def even(self) -> bool:
+        """Whether nothing at or beyond `frontier` has been emitted: not so between events that share one version."""
+        return not self._groups
 
     def __aiter__(self) -> Listen:
         return self

@@ -1,0 +1,231 @@
+"""The transaction log as one process sees it: a subscription to the txns shard, folded into what it means.
+
+For every registered shard it answers which writes may not be in the shard itself yet, and it hands each
+write on to whoever follows that shard. All of a moment's answers belong to one `progress`: everything below
+it has been seen.
+
+Two facts make reading from the log and from the shards add up, without a row lost or doubled:
+
+* An entry is retracted only after its write was applied. So every write that the log does not hold (any
+  more) is in the shard's own contents, as seen by anyone who looks after the log did.
+* A shard's own upper moves only past writes that were applied. So a write is in the contents exactly if it
+  is below the upper of the very version that was read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+from weakref import WeakSet
+
+import structlog
+
+from penstock.persist.client import PersistClient
+from penstock.persist.errors import ClientClosed, ReaderExpired
+from penstock.persist.read import Listen, ListenEvent, ReadHandle
+from penstock.persist.store import ShardId
+from penstock.persist.txn.rows import TXNS_SCHEMA, Entry, Registration, Write, decode
+from penstock.runtime import (
+    ExternalError,
+    Frontier,
+    InternalError,
+    PenstockError,
+    TaskOwner,
+    Timestamp,
+    Updates,
+    step_back,
+)
+
+_log = structlog.get_logger("penstock.txn")
+
+_RETRY_S = 1.0
+
+
+class Follower(Protocol):
+    """Hears what happens to one shard, in the order of times, before `progress` passes it. Must not block."""
+
+    def wrote(self, write: Write) -> None: ...
+    def registered(self, ts: Timestamp) -> None: ...
+    def forgotten(self) -> None: ...
+
+
+class TxnsLog:
+    """See the module. Belongs to one event loop; `close` ends the subscription.
+
+    `progress`: all entries at times below it are accounted for; it is the logical upper of all registered
+    shards.
+    """
+
+    def __init__(self, reader: ReadHandle, listen: Listen) -> None:
+        self.progress = Frontier(0)
+        self.registrations: dict[ShardId, Registration] = {}
+        self.unapplied_bytes = 0
+        self._reader = reader
+        self._listen = listen
+        self._writes: dict[ShardId, dict[bytes, Write]] = {}
+        self._retired: dict[ShardId, Timestamp] = {}
+        self._pending: dict[tuple[str, bytes], tuple[int, bool]] = {}
+        """Row -> (sum of its diffs, whether one was positive) among events whose times are not closed yet."""
+        self._followers: dict[ShardId, WeakSet[Follower]] = {}
+        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._failure: PenstockError | None = None
+        self._tasks = TaskOwner("txns-log", self._failed)
+
+    @staticmethod
+    async def open(client: PersistClient, txns_shard: ShardId, *, purpose: str) -> TxnsLog:
+        """Subscribe, and return once everything that is in the log now has been seen."""
+        reader = await client.open_reader(txns_shard, TXNS_SCHEMA, purpose=purpose)
+        upper = reader.upper
+        log = TxnsLog(reader, await reader.subscribe(step_back(upper)))
+        log._tasks.spawn(log._follow_shard(), str(txns_shard))
+        if upper > 0:
+            try:
+                await log.wait_past(step_back(upper))
+            except BaseException:
+                await log.close()
+                raise
+        return log
+
+    @property
+    def failed(self) -> bool:
+        """Whether the subscription has ended (closed, or its lease was lost); a new log must be opened."""
+        return self._failure is not None
+
+    async def wait_past(self, ts: Timestamp) -> None:
+        """Return when ``progress > ts``. Raises what ended the subscription. Cancellable."""
+        while self.progress <= ts:
+            if self._failure is not None:
+                raise self._failure
+            await asyncio.shield(self._news)
+
+    def settled(self, shard: ShardId) -> Frontier:
+        """Every write below this is in the shard itself; every later one that the log does not hold as well.
+
+        Whoever reads the shard must see it at least at this upper.
+        """
+        registration = self.registrations.get(shard)
+        registered = registration.ts if registration is not None else -1
+        return Frontier(max(self._retired.get(shard, -1), registered) + 1)
+
+    def unapplied(self, shard: ShardId) -> list[Write]:
+        """The writes that were not retracted yet, by time. They may be in the shard or not."""
+        return sorted(self._writes.get(shard, {}).values(), key=lambda write: write.ts)
+
+    def unapplied_le(self, ts: Timestamp) -> dict[ShardId, list[Write]]:
+        """`unapplied` of all shards, up to and including `ts`."""
+        found = {shard: [write for write in self.unapplied(shard) if write.ts <= ts] for shard in list(self._writes)}
+        return {shard: writes for shard, writes in found.items() if writes}
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether the log contains `entry` now."""
+        if isinstance(entry, Write):
+            return entry.payload in self._writes.get(entry.shard, {})
+        registration = self.registrations.get(entry.shard)
+        return registration is not None and registration.payload == entry.payload
+
+    def follow(self, shard: ShardId, follower: Follower) -> None:
+        """Tell `follower` of everything that happens to `shard` from now on, for as long as anybody else
+        keeps it.
+        """
+        self._followers.setdefault(shard, WeakSet()).add(follower)
+
+    def unfollow(self, shard: ShardId, follower: Follower) -> None:
+        """End a `follow`; more than once is harmless."""
+        followers = self._followers.get(shard)
+        if followers is not None:
+            followers.discard(follower)
+            if not followers:
+                del self._followers[shard]
+
+    async def close(self) -> None:
+        """End the subscription; whoever waits gets `InternalError`. May be called twice."""
+        await self._tasks.close()
+        self._fail(InternalError("the transaction log was closed"))
+        await self._listen.aclose()
+        await self._reader.expire_best_effort()
+
+    async def _follow_shard(self) -> None:
+        while True:
+            try:
+                event = await anext(self._listen)
+            except ExternalError as error:
+                _log.warning("cannot read the transaction log; trying on", error=error.message)
+                await self._reader._shard.clock.sleep(_RETRY_S)
+                continue
+            except (ClientClosed, ReaderExpired) as error:
+                self._fail(error)
+                return
+            self._take(event)
+
+    def _take(self, event: ListenEvent) -> None:
+        for updates in event.updates:
+            self._collect(updates)
+        if event.progress > self.progress:
+            if self._pending:
+                self._close_times()
+            self.progress = event.progress
+            news, self._news = self._news, asyncio.get_running_loop().create_future()
+            news.set_result(None)
+
+    def _collect(self, updates: Updates) -> None:
+        # One step per shard and commit, not per row of a table: there is nothing to vectorize.
+        shards, payloads = (column.to_pylist() for column in updates.rows.columns)
+        for shard, payload, diff in zip(shards, payloads, updates.diffs.tolist(), strict=True):
+            total, positive = self._pending.get((shard, payload), (0, False))
+            self._pending[shard, payload] = (total + diff, positive or diff > 0)
+
+    def _close_times(self) -> None:
+        """Fold in all updates below the new progress: what was added first, by time, then what was retracted.
+
+        A row that came and went in between counts as both, so that followers do not miss it.
+        """
+        rows = [(decode(*row), total, positive) for row, (total, positive) in self._pending.items()]
+        self._pending.clear()
+        rows.sort(key=lambda row: row[0].ts)
+        for entry, total, positive in rows:
+            known = self.holds(entry)
+            if known + total not in (0, 1):
+                raise InternalError(
+                    f"transaction log row of {entry.shard} at {entry.ts} would occur {known + total} times"
+                )
+            if positive and not known:
+                self._add(entry)
+        for entry, _, _ in (row for row in rows if row[1] < 0 or (row[1] == 0 and row[2])):
+            self._retract(entry)
+
+    def _add(self, entry: Entry) -> None:
+        followers = list(self._followers.get(entry.shard, ()))
+        if isinstance(entry, Registration):
+            self.registrations[entry.shard] = entry
+            for follower in followers:
+                follower.registered(entry.ts)
+            return
+        self._writes.setdefault(entry.shard, {})[entry.payload] = entry
+        self.unapplied_bytes += len(entry.payload)
+        for follower in followers:
+            follower.wrote(entry)
+
+    def _retract(self, entry: Entry) -> None:
+        if isinstance(entry, Registration):
+            if self.holds(entry):
+                del self.registrations[entry.shard]
+                for follower in list(self._followers.get(entry.shard, ())):
+                    follower.forgotten()
+            return
+        writes = self._writes[entry.shard]
+        del writes[entry.payload]
+        self.unapplied_bytes -= len(entry.payload)
+        if not writes:
+            del self._writes[entry.shard]
+        self._retired[entry.shard] = max(entry.ts, self._retired.get(entry.shard, entry.ts))
+
+    def _failed(self, _: str, error: BaseException) -> None:
+        self._fail(
+            error if isinstance(error, PenstockError) else InternalError(f"reading the transaction log: {error!r}")
+        )
+
+    def _fail(self, error: PenstockError) -> None:
+        if self._failure is None:
+            self._failure = error
+            if not self._news.done():
+                self._news.set_result(None)

@@ -1,0 +1,213 @@
+"""`TxnsReader`: one subscription to the txns shard gives all tables of a process their progress.
+
+A table's shard is written to only when somebody writes to the table, so its own upper may be hours old
+while the table is complete up to the log's upper. `TxnsReadHandle` joins the two: its frontiers are the
+log's; rows come from the shard below the upper of the version that was read, and from the log above.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from penstock.persist.client import PersistClient
+from penstock.persist.parts import project
+from penstock.persist.read import ReadHandle
+from penstock.persist.store import ShardId
+from penstock.persist.txn.listen import TxnsListen
+from penstock.persist.txn.log import TxnsLog
+from penstock.persist.txn.rows import Write
+from penstock.runtime import Frontier, Timestamp, Updates
+
+
+class TxnsReader:
+    """Opens readers of tables. One per process; belongs to its client's event loop."""
+
+    def __init__(self, client: PersistClient, txns_shard: ShardId, log: TxnsLog) -> None:
+        self._client = client
+        self._txns_shard = txns_shard
+        self._log = log
+        self._reopening = asyncio.Lock()
+
+    @staticmethod
+    async def open(client: PersistClient, txns_shard: ShardId) -> TxnsReader:
+        """Subscribe to the log; returns when everything in it now has been read."""
+        return TxnsReader(client, txns_shard, await _open_log(client, txns_shard))
+
+    @property
+    def upper(self) -> Frontier:
+        """The logical upper of all registered shards, as far as this process knows."""
+        return self._log.progress
+
+    async def wait_for_upper_past(self, frontier: Frontier) -> Frontier:
+        """Wait until `upper` is greater than `frontier`; returns it. One wait for all tables of a process."""
+        await self._log.wait_past(Timestamp(frontier))
+        return self._log.progress
+
+    def is_registered(self, shard: ShardId) -> bool:
+        """Whether `shard` is a table, as of `upper`."""
+        return shard in self._log.registrations
+
+    async def open_reader(self, shard: ShardId, schema: pa.Schema, *, purpose: str) -> TxnsReadHandle:
+        """A leased reader of a shard that is, was or will be registered; for any other it acts like the
+        shard's own.
+
+        After this process has lost its lease on the log (it was stopped for longer than a lease) all its
+        readers fail with `ReaderExpired`; those opened then stand on a new subscription.
+        """
+        async with self._reopening:
+            if self._log.failed:
+                await self._log.close()
+                self._log = await _open_log(self._client, self._txns_shard)
+        # The log first, then the shard: what the log no longer holds is in the version of the shard found
+        # here.
+        return TxnsReadHandle(await self._client.open_reader(shard, schema, purpose=purpose), self._log)
+
+    async def close(self) -> None:
+        """End the subscription. Readers that are still open fail from now on. May be called twice."""
+        await self._log.close()
+
+
+class TxnsReadHandle:
+    """A `ReadHandle` of a table. `since` is the durable one, `upper` the logical one."""
+
+    def __init__(self, inner: ReadHandle, log: TxnsLog) -> None:
+        self.inner = inner
+        self.log = log
+        self.opened_at = inner.upper
+        """The shard's own upper after the log was read: the log knows all later writes, or retracted them
+        since.
+        """
+
+    @property
+    def shard(self) -> ShardId:
+        return self.inner.shard
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.inner.schema
+
+    @property
+    def reader_id(self) -> str:
+        return self.inner.reader_id
+
+    @property
+    def since(self) -> Frontier:
+        return self.inner.since
+
+    @property
+    def upper(self) -> Frontier:
+        """The newest upper this process knows of."""
+        if self.shard in self.log.registrations:
+            return max(self.log.progress, self.inner.upper)
+        return self.inner.upper
+
+    async def wait_for_upper_past(self, frontier: Frontier) -> Frontier:
+        """Wait until the upper is greater than `frontier`; returns it."""
+        if self.shard in self.log.registrations:
+            await self.log.wait_past(Timestamp(frontier))
+            return self.upper
+        return await self.inner.wait_for_upper_past(frontier)
+
+    def snapshot(self, as_of: Timestamp, *, columns: Sequence[str] | None = None) -> TxnsSnapshot:
+        """Like `ReadHandle.snapshot`: waits until the logical upper is past `as_of`. Writes nothing."""
+        return TxnsSnapshot(self, as_of, columns)
+
+    async def listen(self, as_of: Timestamp) -> TxnsListen:
+        """Like `ReadHandle.listen`: all updates after `as_of`, and progress with every commit to any table."""
+        self.inner._check_readable(as_of)
+        return TxnsListen(self.inner, self.log, as_of, self.opened_at, None)
+
+    async def subscribe(self, as_of: Timestamp) -> TxnsListen:
+        """Like `ReadHandle.subscribe`: the snapshot at `as_of`, then a listen."""
+        self.inner._check_readable(as_of)
+        snapshot = TxnsSnapshot(self, as_of, None)
+        return TxnsListen(self.inner, self.log, as_of, self.opened_at, snapshot)
+
+    async def downgrade_since(self, since: Frontier) -> None:
+        """Like `ReadHandle.downgrade_since`."""
+        await self.inner.downgrade_since(since)
+
+    async def expire(self) -> None:
+        """End this reader and its lease. May be called twice."""
+        await self.inner.expire()
+
+
+class TxnsSnapshot:
+    """See `TxnsReadHandle.snapshot`. An async iterator; `aclose` releases what an unfinished one holds."""
+
+    def __init__(self, handle: TxnsReadHandle, as_of: Timestamp, columns: Sequence[str] | None) -> None:
+        self._handle = handle
+        self._as_of = as_of
+        self._columns = columns
+        self._stored = handle.inner.snapshot(as_of, columns=columns)
+        self._writes: list[Write] | None = None
+        """What the log held when it was asked; the version of the shard that is read is at least as new."""
+        self._fresh: deque[Updates] | None = None
+
+    def __await__(self) -> Generator[Any, None, TxnsSnapshot]:
+        return self._open().__await__()
+
+    def __aiter__(self) -> TxnsSnapshot:
+        return self
+
+    async def __anext__(self) -> Updates:
+        await self._open()
+        assert self._fresh is not None
+        if self._fresh:
+            return self._fresh.popleft()
+        return await anext(self._stored)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing is left to be fetched."""
+        return not self._fresh and self._stored.exhausted
+
+    async def aclose(self) -> None:
+        """Stop fetching and release what is held. May be called twice."""
+        self._fresh = deque()
+        await self._stored.aclose()
+
+    async def _open(self) -> TxnsSnapshot:
+        if self._fresh is not None:
+            return self
+        if self._writes is None:
+            await self._ask_log()
+        await self._stored
+        writes = self._writes or []
+        self._fresh = deque(
+            self._at_as_of(updates)
+            for write in writes
+            if write.ts >= self._stored.upper and write.inline
+            for updates in write.updates(self._handle.schema)
+        )
+        return self
+
+    async def _ask_log(self) -> None:
+        """Wait for the log to pass the time, then note what it holds and which version of the shard goes
+        with that.
+        """
+        handle, log, shard = self._handle, self._handle.log, self._handle.shard
+        if handle.inner.upper <= self._as_of:  # else the shard itself has everything
+            await log.wait_past(self._as_of)
+            if shard in log.registrations:
+                self._writes = [write for write in log.unapplied(shard) if write.ts <= self._as_of]
+                settled = log.settled(shard)
+                large = max((write.ts + 1 for write in self._writes if not write.inline), default=0)
+                self._stored.sufficient_upper = Frontier(max(settled, large))
+                if handle.inner.upper < settled:
+                    await handle.inner._shard.fetch()
+        self._writes = self._writes or []
+
+    def _at_as_of(self, updates: Updates) -> Updates:
+        times = np.full(len(updates), self._as_of, dtype=np.uint64)
+        return project(Updates(updates.rows, times, updates.diffs), self._columns)
+
+
+async def _open_log(client: PersistClient, txns_shard: ShardId) -> TxnsLog:
+    return await TxnsLog.open(client, txns_shard, purpose="transaction reader")

@@ -1,0 +1,104 @@
+"""What the txns shard holds: one row per registered shard and one per write that is not yet tidied away.
+
+A row is ``(shard, payload)``. Payloads begin with a format byte and a kind:
+
+* ``r``: the shard is registered. Then the time of the registration (8 bytes, big-endian) and the shard's
+  schema.
+* ``w``: a write to the shard. Then a stored batch (`Batch.to_bytes`): small ones carry their updates in
+  themselves, large ones point to blobs of the shard.
+
+A payload occurs at most once in the whole history of the log (a shard has one write per time, a
+registration has its time), so that retracting a row means exactly that row. See docs/rfcs/0002-txn-wal.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from penstock.persist.parts import decode_inline, decode_schema
+from penstock.persist.state import InlinePart
+from penstock.persist.store import ShardId
+from penstock.persist.write import Batch
+from penstock.runtime import InternalError, Timestamp, Updates
+
+TXNS_SCHEMA = pa.schema([("shard", pa.string()), ("payload", pa.binary())])
+
+_FORMAT = b"\x01"
+_REGISTRATION = _FORMAT + b"r"
+_WRITE = _FORMAT + b"w"
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """`shard` is written through transactions only, from `ts` on."""
+
+    shard: ShardId
+    ts: Timestamp
+    payload: bytes
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        return decode_schema(self.payload[10:])
+
+    @staticmethod
+    def new(shard: ShardId, ts: Timestamp, schema: bytes) -> Registration:
+        """`schema` as `parts.encode_schema` gives it."""
+        return Registration(shard, ts, _REGISTRATION + int(ts).to_bytes(8, "big") + schema)
+
+
+@dataclass(frozen=True, eq=False)
+class Write:
+    """All that one commit wrote to one shard; every update is at `ts`."""
+
+    batch: Batch
+    payload: bytes
+
+    @property
+    def shard(self) -> ShardId:
+        return self.batch.shard
+
+    @property
+    def ts(self) -> Timestamp:
+        return Timestamp(self.batch.lower)
+
+    @property
+    def inline(self) -> bool:
+        """Whether the updates are in the payload itself."""
+        return not self.batch.keys
+
+    def updates(self, schema: pa.Schema) -> list[Updates]:
+        """The updates of an inline write."""
+        parts = (part for part in self.batch.parts if isinstance(part, InlinePart))
+        return [decode_inline(part, schema) for part in parts]
+
+    @staticmethod
+    def new(batch: Batch) -> Write:
+        return Write(batch, _WRITE + batch.to_bytes())
+
+
+Entry = Registration | Write
+
+
+def decode(shard: str, payload: bytes) -> Entry:
+    """The entry of a row. Raises `InternalError` for one that this program does not know."""
+    kind, body = payload[:2], payload[2:]
+    if kind == _REGISTRATION:
+        return Registration(ShardId(shard), Timestamp(int.from_bytes(body[:8], "big")), payload)
+    if kind == _WRITE:
+        return Write(Batch.from_bytes(body), payload)
+    raise InternalError(f"transaction log row for {shard} has the unknown kind {kind!r}; is this program too old?")
+
+
+def encode(added: Sequence[Entry], retracted: Sequence[Entry], ts: Timestamp) -> Updates:
+    """The updates of the txns shard that add some entries and retract others, at `ts`."""
+    entries = [*added, *retracted]
+    shards = pa.array([entry.shard for entry in entries], pa.string())
+    payloads = pa.array([entry.payload for entry in entries], pa.binary())
+    rows = pa.RecordBatch.from_arrays([shards, payloads], schema=TXNS_SCHEMA)
+    diffs = np.repeat(np.array([1, -1], dtype=np.int64), [len(added), len(retracted)])
+    return Updates(rows, np.full(len(entries), ts, dtype=np.uint64), diffs)

@@ -1,0 +1,332 @@
+"""`TxnsWriter`: commits, registrations, and the upkeep of the log behind them.
+
+A commit is one compare-and-append on the txns shard. Whatever happens after it only moves things to where
+they are cheaper to keep: *apply* appends a write to its own shard, *tidy* retracts applied writes from the
+log along with a later commit, *compact* lets the log forget. Each step can be done by anybody, twice, or
+not at all, in any crash:
+
+* Applying appends from the shard's upper, so of two appliers one wins and the other sees that the upper is
+  past.
+* Retracting happens by compare-and-append at the very upper up to which the log was read, so no row is
+  retracted twice.
+* The log's since never passes a write that is still in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import structlog
+
+from penstock.persist.client import PersistClient
+from penstock.persist.errors import InvalidUsage, Mismatch, SchemaMismatch
+from penstock.persist.parts import encode_schema
+from penstock.persist.since import SinceHandle
+from penstock.persist.store import ShardId
+from penstock.persist.txn.log import TxnsLog
+from penstock.persist.txn.rows import TXNS_SCHEMA, Entry, Registration, Write, encode
+from penstock.persist.write import Batch, WriteHandle
+from penstock.runtime import (
+    DONE,
+    Determinate,
+    ExternalError,
+    Frontier,
+    InternalError,
+    TaskOwner,
+    Timestamp,
+    Updates,
+    step_back,
+)
+
+T = TypeVar("T")
+
+_log = structlog.get_logger("penstock.txn")
+
+_SINCE_ID = "txns"
+_AT_A_TIME = 16
+"""Shards that are written at once."""
+_COMPACT_EVERY_S = 5.0
+UNAPPLIED_BYTES_MAX = 64 << 20
+"""A commit applies older writes first when so much has not been applied: the log must not grow without
+bound.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class TooLate:
+    """Nothing happened: the time was passed. Times from `upper` on are possible."""
+
+    upper: Frontier
+
+
+class TxnsWriter:
+    """One per coordinator. Several may race (a takeover): each commit has one winner, the others get
+    `TooLate`.
+
+    Methods raise `InvalidUsage` for a caller's mistake, `StoreFull` at once, and the store's error after
+    long patience: `Determinate` if nothing happened, `Indeterminate` if nobody knows (the same call at the
+    same time may be repeated: `TooLate` then, unless another writer exists). A cancelled call has either
+    happened or not.
+    """
+
+    def __init__(self, client: PersistClient, writer: WriteHandle, since: SinceHandle, log: TxnsLog) -> None:
+        self._client = client
+        self._writer = writer
+        self._since = since
+        self._log = log
+        self._shards: dict[ShardId, WriteHandle] = {}
+        self._committing = asyncio.Lock()
+        self._applying = asyncio.Lock()
+        self._tidy: dict[bytes, Write] = {}
+        """Applied, and to be retracted with the next commit."""
+        self._clock = writer._shard.clock
+        self._compacted_s = self._clock.monotonic()
+        self._tasks = TaskOwner("txns-writer")
+
+    @staticmethod
+    async def open(client: PersistClient, txns_shard: ShardId) -> TxnsWriter:
+        """Open the log, creating it if it is new, and apply what earlier writers committed but did not
+        apply.
+        """
+        writer = await client.open_writer(txns_shard, TXNS_SCHEMA, purpose="transactions")
+        since = await client.open_since(txns_shard, _SINCE_ID, purpose="transactions")
+        log = await TxnsLog.open(client, txns_shard, purpose="transaction writer")
+        opened = TxnsWriter(client, writer, since, log)
+        try:
+            await opened.apply_le(step_back(log.progress))
+        except BaseException:
+            await opened.close()
+            raise
+        return opened
+
+    @property
+    def upper(self) -> Frontier:
+        """The newest upper of the log that this process knows of."""
+        return self._writer.upper
+
+    @property
+    def registered(self) -> dict[ShardId, pa.Schema]:
+        """The registered shards as of the newest commit that was read back, with their schemas."""
+        return {shard: entry.schema for shard, entry in self._log.registrations.items()}
+
+    async def commit_at(self, writes: dict[ShardId, list[Updates]], ts: Timestamp) -> TooLate | None:
+        """Write to all these shards, or to none. All updates must be at `ts`. Durable on None, and readable
+        at `ts`.
+
+        Moves the logical upper of every registered shard to ``ts + 1``; without writes that is all it does.
+        """
+        async with self._committing:
+            if ts < self.upper:
+                return TooLate(self.upper)
+            await self._catch_up()
+            if self._log.unapplied_bytes > UNAPPLIED_BYTES_MAX:
+                await self.apply_le(step_back(self._log.progress))
+            batches = await self._store(writes, ts)
+            try:
+                late = await self._append([Write.new(batch) for batch in batches], [], ts)
+            except Determinate:
+                await self._discard(batches)
+                raise
+            if late is not None:
+                await self._discard(batches)
+            return late
+
+    async def register(self, shards: dict[ShardId, pa.Schema], ts: Timestamp) -> TooLate | None:
+        """From `ts` on these shards are written by `commit_at` only. Those that are registered already stay
+        as they are.
+
+        Until then a shard may have been written directly. Raises `SchemaMismatch` when it has other columns.
+        """
+        async with self._committing:
+            if ts < self.upper:
+                return TooLate(self.upper)
+            await self._catch_up()
+            entries = []
+            for shard, schema in shards.items():
+                known = self._log.registrations.get(shard)
+                if known is None:
+                    entries.append(Registration.new(shard, ts, encode_schema(schema)))
+                elif known.schema.names != schema.names or known.schema.types != schema.types:
+                    raise SchemaMismatch(f"shard {shard} is registered with {known.schema}, not with {schema}")
+            # First the shards, then the log: a crash in between leaves an unregistered shard that is a
+            # little ahead.
+            upper = max(await self._advance(entries, Frontier(ts + 1)), default=Frontier(0))
+            if upper == DONE:
+                raise InvalidUsage(f"one of the shards {', '.join(shards)} is finalized; it cannot be registered")
+            if upper > ts + 1:
+                return TooLate(upper)  # it was written beyond ts already, without transactions
+            return await self._append(entries, [], ts)
+
+    async def forget(self, shards: list[ShardId], ts: Timestamp) -> TooLate | None:
+        """These shards are no longer written by `commit_at`; from ``ts + 1`` on they have their own upper
+        again.
+        """
+        async with self._committing:
+            if ts < self.upper:
+                return TooLate(self.upper)
+            await self._catch_up()
+            await self.apply_le(step_back(self._log.progress))
+            entries = [self._log.registrations[shard] for shard in shards if shard in self._log.registrations]
+            late = await self._append([], entries, ts)
+            if late is None:
+                await self._advance(entries, Frontier(ts + 1))
+                for entry in entries:
+                    self._shards.pop(entry.shard, None)
+            return late
+
+    async def apply_le(self, ts: Timestamp) -> None:
+        """Move all writes up to `ts` into their shards. Idempotent.
+
+        Nobody needs to wait for it: readers see a commit as soon as it is durable, apart from those of
+        large writes, which read the shard.
+        """
+        async with self._applying:
+            if self.upper > 0:
+                await self._log.wait_past(min(ts, step_back(self.upper)))
+            found = self._log.unapplied_le(ts)
+            await _all([self._apply_shard(*item) for item in found.items()])
+        self._compact_now_and_then()
+
+    async def compact_to(self, ts: Timestamp) -> None:
+        """Let the log forget the times of what happened up to `ts`. It never passes a write that is still
+        in it.
+
+        Also done every few seconds by itself.
+        """
+        since = min(ts, step_back(self._log.progress))
+        unapplied = [write.ts for writes in self._log.unapplied_le(since).values() for write in writes]
+        fenced = await self._since.compare_and_downgrade_since(0, 0, Frontier(min([since, *unapplied])))
+        if fenced is not None:
+            raise InternalError(f"the since of the transaction log was taken over: {fenced}")
+        self._compacted_s = self._clock.monotonic()
+
+    def unapplied_keys(self, shard: ShardId) -> frozenset[str]:
+        """Blobs of committed writes that the shard does not refer to yet: what a sweep of it must keep."""
+        return frozenset(key for write in self._log.unapplied(shard) for key in write.batch.keys)
+
+    async def close(self) -> None:
+        """End the background work. What was committed stays committed. May be called twice."""
+        await self._tasks.close()
+        await self._log.close()
+
+    async def _catch_up(self) -> None:
+        """Read the log up to where the next append will be: only then is it known what may be written
+        there.
+        """
+        if self.upper > 0:
+            await self._log.wait_past(step_back(self.upper))
+
+    async def _store(self, writes: dict[ShardId, list[Updates]], ts: Timestamp) -> list[Batch]:
+        """Store the updates of each shard as one batch at `ts`. On an error none is left behind, where
+        possible.
+        """
+        stored: list[Batch] = []
+
+        async def store(shard: ShardId, parts: list[Updates]) -> None:
+            registration = self._log.registrations.get(shard)
+            if registration is None:
+                raise InvalidUsage(f"shard {shard} is not registered at {ts}; its writes cannot be committed")
+            updates = [part for part in parts if len(part)]
+            if updates:
+                writer = await self._shard_writer(shard, registration.schema)
+                stored.append(await writer.batch(Updates.concat(updates), Frontier(ts), Frontier(ts + 1)))
+
+        try:
+            await _all([store(*item) for item in writes.items()])
+        except Exception:
+            await self._discard(stored)
+            raise
+        return stored
+
+    async def _append(self, added: Sequence[Entry], retracted: Sequence[Entry], ts: Timestamp) -> TooLate | None:
+        """Append to the log at `ts`, with the retractions that are due, if nobody else has appended
+        meanwhile.
+
+        Somebody has: the answer is `TooLate` at that upper even when `ts` is not below it. What was checked
+        against the log (registrations above all) is then no longer certain, and the caller comes back with
+        a new time anyway.
+        """
+        expected = self._log.progress
+        if ts < expected:
+            return TooLate(expected)
+        tidy = [write for write in self._tidy.values() if self._log.holds(write)]
+        updates = encode(added, [*retracted, *tidy], ts)
+        result = await self._writer.compare_and_append(updates, expected, Frontier(ts + 1))
+        if isinstance(result, Mismatch):
+            return TooLate(result.current_upper)
+        for write in tidy:
+            self._tidy.pop(write.payload, None)
+        return None
+
+    async def _apply_shard(self, shard: ShardId, writes: Sequence[Write]) -> None:
+        writes = [write for write in writes if write.payload not in self._tidy]
+        registration = self._log.registrations.get(shard)
+        if registration is None or not writes:
+            return
+        writer = await self._shard_writer(shard, registration.schema)
+        upper = writer.upper
+        while pending := [write for write in writes if write.ts >= upper]:
+            new_upper = Frontier(pending[-1].ts + 1)
+            result = await writer.compare_and_append_batches([write.batch for write in pending], upper, new_upper)
+            upper = new_upper if result is None else result.current_upper
+        self._tidy.update((write.payload, write) for write in writes)
+
+    async def _advance(self, entries: Sequence[Registration], upper: Frontier) -> list[Frontier]:
+        """Move the uppers of these shards to `upper` where they are below; returns what they are after
+        that.
+        """
+
+        async def advance(entry: Registration) -> Frontier:
+            writer = await self._shard_writer(entry.shard, entry.schema)
+            current = writer.upper
+            while current < upper:
+                result = await writer.compare_and_append(Updates.empty(writer.schema), current, upper)
+                current = upper if result is None else result.current_upper
+            return current
+
+        return await _all([advance(entry) for entry in entries])
+
+    async def _shard_writer(self, shard: ShardId, schema: pa.Schema) -> WriteHandle:
+        writer = self._shards.get(shard)
+        if writer is None:
+            writer = await self._client.open_writer(shard, schema, purpose="transactions")
+            self._shards[shard] = writer
+        return writer
+
+    async def _discard(self, batches: Iterable[Batch]) -> None:
+        """Delete the blobs of batches that will never be committed."""
+        for batch in batches:
+            try:
+                await self._shards[batch.shard].delete_batch(batch)
+            except ExternalError as error:
+                _log.warning("blobs of an uncommitted write stay behind", shard=batch.shard, error=error.message)
+
+    def _compact_now_and_then(self) -> None:
+        if self._clock.monotonic() >= self._compacted_s + _COMPACT_EVERY_S:
+            self._compacted_s = self._clock.monotonic()
+            self._tasks.spawn(self._compact(), "compact")
+
+    async def _compact(self) -> None:
+        try:
+            await self.compact_to(step_back(self._log.progress))
+        except ExternalError as error:
+            _log.warning("the transaction log was not compacted", error=error.message)
+
+
+async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run `calls`, some at a time; wait for all of them, then raise the first error."""
+    limit = asyncio.Semaphore(_AT_A_TIME)
+
+    async def limited(call: Coroutine[Any, Any, T]) -> T:
+        async with limit:
+            return await call
+
+    results = await asyncio.gather(*map(limited, calls), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]
