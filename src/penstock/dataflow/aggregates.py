@@ -5,8 +5,8 @@ times its diff, determines the result. Limbs are never carried while they are su
 fewer than 2**29 rows in a group, and totals are exact:
 
 * count: one limb;
-* sum of integers: 16 and 32 bits one limb, 64 bits two of 32 bits;
-* sum of decimals: 32-bit limbs of the 128-bit value, two up to precision 18, else four;
+* sum of integers: 16 and 32 bits one limb, 64 bits two of 32 bits (the second only if a number needs it);
+* sum of decimals: the same up to precision 18, else four limbs of 32 bits;
 * sum of floats: see `exact_sum`;
 * bool_and, bool_or: the numbers of true and of non-NULL values.
 """
@@ -193,7 +193,11 @@ def _halves(values: npt.NDArray[Any], number: int) -> dict[int, Limb]:
             number + 1: (values >> np.uint64(32)).astype(np.int64),
         }
     signed = values.astype(np.int64, copy=False)
-    return {number: signed & np.int64(0xFFFFFFFF), number + 1: signed >> 32}
+    low = signed.astype(np.int32)
+    if (low == signed).all():  # as most numbers are: one limb, and nothing to split
+        return {number: signed}
+    # The low limb is signed, so that numbers of 32 bits have a high limb of zero.
+    return {number: low.astype(np.int64), number + 1: (signed >> 32) + ((signed >> 31) & 1)}
 
 
 def _integers(values: Limb, kind: pa.DataType) -> tuple[pa.Array, Mask | None]:
@@ -208,6 +212,12 @@ def _fixed_point(limbs: dict[int, Limb], count: int, empty: Mask, kind: pa.DataT
     zero = np.zeros(count, np.int64)
     if len(limbs) <= 1 and pa.types.is_int64(kind):
         return pa.array(limbs.get(0, zero), mask=empty), None
+    if all(number < 2 for number in limbs) and _small(limbs):
+        total = limbs.get(0, zero) + (limbs.get(1, zero) << 32)
+        if pa.types.is_int64(kind):
+            return pa.array(total, mask=empty), None
+        if pa.types.is_decimal128(kind) and kind.precision == 38:
+            return _decimals(total, total >> 63, empty, kind), None
     digits: list[Limb] = []
     carry = zero
     for number in range(4):
@@ -221,11 +231,8 @@ def _fixed_point(limbs: dict[int, Limb], count: int, empty: Mask, kind: pa.DataT
     if pa.types.is_decimal(kind):
         bound_high, bound_low = divmod(_DECIMAL_MAX if kind.precision == 38 else 10**kind.precision - 1, 1 << 64)
         wrong |= _magnitude_exceeds(low, high, bound_high, bound_low)
-        words = np.empty(count * 2, np.int64)
-        words[0::2], words[1::2] = np.where(wrong, 0, low), np.where(wrong, 0, high)
-        null_map = pa.array(~empty).buffers()[1]
-        array = pa.Array.from_buffers(kind, count, [null_map, pa.py_buffer(words)])
-        return array, wrong if wrong.any() else None
+        values = _decimals(np.where(wrong, 0, low), np.where(wrong, 0, high), empty, kind)
+        return values, wrong if wrong.any() else None
     if pa.types.is_floating(kind):
         raise ValueError(f"an exact sum as {kind}")
     wrong |= high != (low >> 63)
@@ -234,6 +241,23 @@ def _fixed_point(limbs: dict[int, Limb], count: int, empty: Mask, kind: pa.DataT
         wrong |= (low >> (width - 1)) != (low >> 63)
     values = np.where(wrong, 0, low)
     return pa.array(values, mask=empty).cast(kind), wrong if wrong.any() else None
+
+
+def _small(limbs: dict[int, Limb]) -> bool:
+    """Whether totals of the first two limbs fit 63 bits beyond doubt."""
+    bounds = (1 << 61, 1 << 29)
+    return all(
+        len(limb) == 0 or (int(limb.max()) < bound and int(limb.min()) > -bound)
+        for limb, bound in ((limbs[number], bounds[number]) for number in limbs)
+    )
+
+
+def _decimals(low: Limb, high: Limb, empty: Mask, kind: pa.DataType) -> pa.Array:
+    """128-bit numbers from their halves."""
+    words = np.empty(len(low) * 2, np.int64)
+    words[0::2], words[1::2] = low, high
+    null_map = pa.array(~empty).buffers()[1] if empty.any() else None
+    return pa.Array.from_buffers(kind, len(low), [null_map, pa.py_buffer(words)])
 
 
 def _magnitude_exceeds(low: Limb, high: Limb, bound_high: int, bound_low: int) -> Mask:

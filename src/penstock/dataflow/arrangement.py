@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from penstock.dataflow.graph import Collection, Operator, Slices, StatefulOperator, pieces
-from penstock.dataflow.run import Run, cancel, merge, merge_slice
+from penstock.dataflow.run import Run, merge, merge_slice
 from penstock.runtime import Frontier, Updates
 
 _SMALL_ROWS = 1 << 14
@@ -155,7 +155,7 @@ class Arrange(StatefulOperator):
     def _sort(self, updates: Updates) -> Run:
         if not self._keep_nulls:
             updates = without_null_keys(updates, self.key)
-        return cancel(Run.build(updates, self.key))
+        return Run.build(updates, self.key)
 
 
 def without_null_keys(updates: Updates, key: tuple[int, ...]) -> Updates:

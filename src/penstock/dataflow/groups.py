@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from penstock.dataflow.run import Indices, exact_hash
 from penstock.runtime import hash_columns
-from penstock.runtime.updates import dense_ranks, rows_equal
+from penstock.runtime.updates import dense_ranks, rows_equal, take_rows
 
 U64 = npt.NDArray[np.uint64]
 
@@ -44,6 +44,9 @@ def group_rows(keys: pa.RecordBatch, hashes: U64 | None = None) -> Groups:
     if keys.num_columns == 0:
         zero = np.zeros(count, np.int64)
         return Groups(zero, zero[:1], hash_columns([], 1), True)
+    if exact and count > _SORT_ROWS_MAX and not pa.types.is_floating(keys.column(0).type):
+        codes, firsts = _group_numbers(keys.column(0))
+        return Groups(codes, firsts, hash_columns(take_rows(keys, firsts).columns, len(firsts)), True)
     if hashes is None:
         hashes = hash_columns(keys.columns, count)
     if count <= _SORT_ROWS_MAX:
@@ -64,6 +67,27 @@ def group_rows(keys: pa.RecordBatch, hashes: U64 | None = None) -> Groups:
     if not exact and not _verified(keys, codes, firsts):
         return _group_exactly(keys, hashes)
     return Groups(codes, firsts, group_hashes, exact)
+
+
+def _group_numbers(column: pa.Array) -> tuple[Indices, Indices]:
+    """Codes and first rows of a column of at most 64 bits without NULLs; the values need not be hashed."""
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.uint8())
+    width = column.type.bit_width // 8
+    kind = "u" if pa.types.is_unsigned_integer(column.type) else "i"
+    values = np.frombuffer(column.buffers()[1], dtype=f"{kind}{width}")[column.offset : column.offset + len(column)]
+    low, high = int(values.min()), int(values.max())
+    span = high - low + 1
+    if span > 2 * len(values):
+        encoded = pa.array(values).dictionary_encode()
+        codes = encoded.indices.to_numpy().astype(np.int64)
+        return codes, _firsts(codes, len(encoded.dictionary))
+    # dense numbers, as ids are: their place in the range is a perfect hash
+    offsets = values.astype(np.int64) - low if low else values.astype(np.int64)
+    present = np.zeros(span, dtype=bool)
+    present[offsets] = True
+    codes = offsets if present.all() else (np.cumsum(present) - 1)[offsets]
+    return codes, _firsts(codes, int(np.count_nonzero(present)))
 
 
 def _verified(keys: pa.RecordBatch, codes: Indices, firsts: Indices) -> bool:

@@ -196,8 +196,11 @@ def _summed(keys: pa.RecordBatch, groups: Groups, times: Times, limbs: dict[Limb
             {limb: values[firsts] for limb, values in limbs.items()},
         )
     totals: dict[LimbId, Limb] = {}
+    done: dict[int, Limb] = {}  # limbs that are one array (counts of a column without NULLs) are added up once
     for limb, values in limbs.items():
-        total = np.zeros(count, np.int64)
-        np.add.at(total, codes, values)
+        total = done.get(id(values))
+        if total is None:
+            total = done[id(values)] = np.zeros(count, np.int64)
+            np.add.at(total, codes, values)
         totals[limb] = total
     return Sums(take_rows(keys, firsts), hashes, times[firsts], totals)

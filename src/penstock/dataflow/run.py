@@ -12,7 +12,7 @@ negative diff can hold anything to cancel, so only their rows are compared.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,12 @@ Indices = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
 MERGE_SLICE_ROWS = 1 << 16
+_CANCEL_ROWS_MIN = 1 << 13
+"""In smaller merges opposite updates are left: looking for them costs more than carrying them on."""
+
+
+_DIRECTORY_ROWS_MIN = 1 << 15
+_ROWS_PER_ENTRY = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +42,7 @@ class Run:
     rows: pa.RecordBatch
     times: npt.NDArray[np.uint64] | None
     diffs: npt.NDArray[np.int64] | None
+    _directory: list[npt.NDArray[np.uint32]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -98,11 +105,50 @@ class Run:
 
 def ranges(run: Run, probes: U64) -> tuple[Indices, Indices]:
     """For each probed hash the half-open range of positions in `run` that have it."""
-    lows = np.searchsorted(run.keys, probes, side="left")
+    count = len(run)
+    if count < _DIRECTORY_ROWS_MIN or len(probes) * 16 > count:
+        lows = np.searchsorted(run.keys, probes, side="left")
+        highs = lows.copy()
+        found = np.flatnonzero(run.keys[np.minimum(lows, count - 1)] == probes) if count else lows[:0]
+        highs[found] = np.searchsorted(run.keys, probes[found], side="right")
+        return lows, highs
+    lows = _lower_bounds(run, probes)
     highs = lows.copy()
-    found = np.flatnonzero(run.keys[np.minimum(lows, len(run) - 1)] == probes) if len(run) else lows[:0]
-    highs[found] = np.searchsorted(run.keys, probes[found], side="right")
+    found = np.flatnonzero(run.keys[np.minimum(lows, count - 1)] == probes)
+    after = probes[found] + np.uint64(1)
+    highs[found] = np.where(after == 0, count, _lower_bounds(run, after))
     return lows, highs
+
+
+def _lower_bounds(run: Run, probes: U64) -> Indices:
+    """The first position whose hash is not less, per probe, with a directory over the hashes' leading bits.
+
+    Binary search in a large array waits for memory at every level, one probe after the other. Hashes are uniform, so a
+    directory leaves a few levels, and each level is one vectorized step in which the loads overlap.
+    """
+    directory, shift = _directory(run)
+    buckets = (probes >> shift).astype(np.int64)
+    lows = directory[buckets].astype(np.int64)
+    highs = directory[buckets + 1].astype(np.int64)
+    keys = run.keys
+    widest = int((highs - lows).max()) if len(lows) else 0
+    last = len(run) - 1
+    for _ in range(widest.bit_length()):
+        middle = (lows + highs) >> 1
+        below = (keys[np.minimum(middle, last)] < probes) & (lows < highs)
+        lows = np.where(below, middle + 1, lows)
+        highs = np.where(below, highs, middle)
+    return lows
+
+
+def _directory(run: Run) -> tuple[npt.NDArray[np.uint32], np.uint64]:
+    bits = max((len(run) // _ROWS_PER_ENTRY).bit_length() - 1, 1)
+    shift = np.uint64(64 - bits)
+    if not run._directory:
+        edges = np.arange(1 << bits, dtype=np.uint64) << shift
+        positions = np.append(np.searchsorted(run.keys, edges), len(run))
+        run._directory.append(positions.astype(np.uint32))
+    return run._directory[0], shift
 
 
 def expand(lows: Indices, counts: Indices, ends: Indices, start: int, stop: int) -> tuple[Indices, Indices]:
@@ -148,7 +194,7 @@ def merge_slice(older: Run, newer: Run) -> Run:
         None if both.times is None else both.times[order],
         None if both.diffs is None else both.diffs[order],
     )
-    return cancel(merged)
+    return cancel(merged) if len(merged) > _CANCEL_ROWS_MIN else merged
 
 
 def cancel(run: Run) -> Run:

@@ -87,6 +87,8 @@ class Updates:
 
     def advance_to(self, time: Timestamp) -> Updates:
         """Times before `time` become `time`."""
+        if len(self.times) == 0 or int(self.times.min()) >= time:
+            return self
         return Updates(self.rows, np.maximum(self.times, np.uint64(time)), self.diffs)
 
     def with_rows(self, rows: pa.RecordBatch) -> Updates:
