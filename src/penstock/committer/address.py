@@ -25,7 +25,7 @@ _COMMON = [
 SERVER_OPTIONS: list[tuple[str, int]] = [
     *_COMMON,
     # The clients' pings are wanted: without this the server ends connections that ping "too often".
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     # A second server on the port is an error, not a partner to share connections with.
     ("grpc.so_reuseport", 0),
 ]
