@@ -1,4 +1,4 @@
-"""Interruption: a cancel request or a timeout ends what runs and nothing else; a lost client looks like cancellation."""
+"""Interruption: a cancel request or a timeout ends what runs and nothing else; a lost client looks cancelled."""
 
 from __future__ import annotations
 
