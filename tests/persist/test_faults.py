@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penstock.persist import (
+    ClientClosed,
     CorruptBlobError,
     FileBlob,
     MemBlob,
@@ -17,12 +20,16 @@ from penstock.persist import (
     Mismatch,
     PersistClient,
     PersistConfig,
+    ShardId,
     SqliteConsensus,
     StoreFull,
+    StoreUnusable,
     UnreliableBlob,
     UnreliableConsensus,
     WriteHandle,
     new_shard_id,
+    open_blob,
+    open_consensus,
 )
 from penstock.persist.store import CasResult, Versioned
 from penstock.runtime import Frontier, Indeterminate, Timestamp, VirtualClock
@@ -318,5 +325,80 @@ def test_a_full_disk_is_reported_at_once_and_poisons_nothing(which: str) -> None
         await append(writer, [(2, 1, 1)], 1, 2)
         assert await snapshot(reader, 1) == {(1, 1): 1, (2, 1): 1}
         await c.close()
+
+    asyncio.run(main())
+
+
+def test_unusable_stores_are_reported_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "not-a-database").write_bytes(b"something else entirely, and long enough" * 100)
+        with pytest.raises(StoreUnusable):
+            SqliteConsensus(tmp_path / "not-a-database")
+        with pytest.raises(StoreUnusable):
+            SqliteConsensus(tmp_path / "missing" / "c.db")
+        blob = FileBlob(tmp_path / "blob")
+        (tmp_path / "blob" / "s1").write_bytes(b"a file where a directory should be")
+        c = PersistClient(blob, MemConsensus(), config=PersistConfig(inline_bytes=0))
+        shard = ShardId("s1")
+        writer = await c.open_writer(shard, SCHEMA, purpose="test")
+        with pytest.raises(StoreUnusable):
+            await writer.compare_and_append(updates([(1, 0, 1)]), Frontier(0), Frontier(1))
+        await c.close()
+        with pytest.raises(ClientClosed):
+            await c.open_writer(shard, SCHEMA, purpose="test")
+        with pytest.raises(ClientClosed):
+            await writer.wait_for_upper_past(Frontier(5))
+        await blob.close()
+
+    asyncio.run(main())
+
+
+CHILD = """
+import asyncio, sys
+from penstock.persist import PersistClient, PersistConfig, ShardId, open_blob, open_consensus
+from penstock.runtime import Frontier
+from tests.persist.shards import SCHEMA, updates
+
+async def main():
+    blob, consensus = open_blob("file:" + sys.argv[1] + "/b"), open_consensus("sqlite:" + sys.argv[1] + "/c.db")
+    client = PersistClient(blob, consensus, config=PersistConfig(inline_bytes=900, rollup_every=16))
+    writer = await client.open_writer(ShardId("s1"), SCHEMA, purpose="child")
+    upper = await writer.fetch_recent_upper()
+    while True:
+        rows = updates([(upper * 100 + n, upper, 1) for n in range(upper % 50)])
+        assert await writer.compare_and_append(rows, upper, Frontier(upper + 1)) is None
+        print(upper, flush=True)
+        upper = Frontier(upper + 1)
+
+asyncio.run(main())
+"""
+
+
+def test_nothing_acknowledged_is_lost_by_a_kill(tmp_path: Path) -> None:
+    acknowledged = -1
+    for round_ in range(3):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+        )
+        assert child.stdout is not None
+        try:
+            for _ in range(60 + 7 * round_):
+                acknowledged = int(child.stdout.readline())
+        finally:
+            child.kill()
+            acknowledged = max([acknowledged, *map(int, child.stdout.read().split())])
+            child.wait()
+
+    async def main() -> None:
+        blob, consensus = open_blob(f"file:{tmp_path}/b"), open_consensus(f"sqlite:{tmp_path}/c.db")
+        c = PersistClient(blob, consensus)
+        reader = await c.open_reader(ShardId("s1"), SCHEMA, purpose="test")
+        assert reader.upper >= acknowledged + 1
+        whole = await snapshot(reader, int(reader.upper) - 1)
+        assert whole == {
+            (t * 100 + n, int(reader.upper) - 1): 1 for t in range(int(reader.upper)) for n in range(t % 50)
+        }
+        for store in (c, blob, consensus):
+            await store.close()
 
     asyncio.run(main())

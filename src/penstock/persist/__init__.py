@@ -35,6 +35,7 @@ from penstock.persist.store import (
     SeqNo,
     ShardId,
     StoreFull,
+    StoreUnusable,
     Versioned,
     new_shard_id,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "Snapshot",
     "SqliteConsensus",
     "StoreFull",
+    "StoreUnusable",
     "UnreliableBlob",
     "UnreliableConsensus",
     "Versioned",

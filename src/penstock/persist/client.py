@@ -131,9 +131,10 @@ class PersistClient:
         self._closed = True
         handles: list[ReadHandle | WriteHandle] = [*self._readers.values(), *self._writers.values()]
         await asyncio.gather(*(handle.expire_best_effort() for handle in handles))
-        await self._tasks.close()
         for shard in self._shards.values():
             shard.close()
+        await self._tasks.close()
+        self._parts.close()
         self._threads.shutdown(wait=False)
 
     async def _open(self, shard: ShardId) -> Shard:
@@ -160,7 +161,7 @@ class PersistClient:
         while True:
             await self._clock.sleep(self.config.reader_lease_ms / 1000 / _HEARTBEATS_PER_LEASE)
             for handle in list(self._readers.values()):
-                await handle.renew()
+                handle.heartbeat()
 
 
 def _check_schema(shard: ShardId, stored: bytes, schema: pa.Schema, purpose: str) -> None:

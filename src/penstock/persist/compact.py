@@ -33,6 +33,7 @@ class Policy:
         self._fan_in = fan_in
         self._inline_total_bytes = inline_total_bytes
         self._levels: dict[int, int] = {}
+        self.batches_max = fan_in * _BATCHES_MAX_PER_FAN_IN
         self.unreadable: set[int] = set()
 
     def choose(self, state: State) -> tuple[LinkedBatch, ...]:
@@ -47,7 +48,7 @@ class Policy:
                 return batches[run.start : run.stop]
         if state.inline_bytes > self._inline_total_bytes // 2:
             return self._inline_run(batches)
-        if len(batches) > self._fan_in * _BATCHES_MAX_PER_FAN_IN:
+        if len(batches) > self.batches_max:
             return self._cheapest_window(batches)
         return ()
 

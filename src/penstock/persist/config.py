@@ -29,12 +29,12 @@ class PersistConfig:
     * `maintenance`: whether this client compacts, rolls up and collects garbage.
     """
 
-    inline_bytes: int = 16 * 1024
+    inline_bytes: int = 32 * 1024
     inline_total_bytes: int = 1024 * 1024
     part_bytes: int = 32 * 1024 * 1024
     uploads: int = 3
     compaction_fan_in: int = 8
-    compaction_memory_bytes: int = 256 * 1024 * 1024
+    compaction_memory_bytes: int = 64 * 1024 * 1024
     rollup_every: int = 128
     poll_min_ms: int = 25
     poll_max_ms: int = 1000

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from penstock.persist.store import StoreFull
+from penstock.persist.store import StoreFull, StoreUnusable
 from penstock.runtime import Determinate, Indeterminate
 
 T = TypeVar("T")
@@ -26,6 +26,7 @@ T = TypeVar("T")
 _TEMPORARY = ".tmp"
 _TEMPORARY_AGE_MAX_S = 86_400
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 class FileBlob:
@@ -55,7 +56,7 @@ class FileBlob:
         await asyncio.to_thread(self._threads.shutdown, True)
 
     async def _run(self, operation: Callable[[], T], what: str) -> T:
-        """Run in a thread. Failures before the rename are determinate by construction (see `_set`)."""
+        """Run in a thread; unknown failures may have struck after the rename, so they are indeterminate."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, operation)
         except OSError as error:
@@ -63,6 +64,8 @@ class FileBlob:
                 raise StoreFull(
                     f"cannot {what} in {self._root}: {error.strerror}; make room there and try again"
                 ) from error
+            if error.errno in _REFUSED:
+                raise StoreUnusable(f"cannot {what} in {self._root}: {error}") from error
             raise Indeterminate(f"cannot {what} in {self._root}: {error}") from error
 
     def _path(self, key: str) -> Path:

@@ -45,7 +45,7 @@ class Maintenance:
         """See whether the commit of `state` made anything due. Cheap; never waits."""
         if self._running is not None and not self._running.done():
             return  # it looks again before it ends
-        if self._rollup_due(state) or self._collectable(state) is not None or self._policy.choose(state):
+        if self._rollup_due(state) or self._collectable(state) is not None or self._to_merge(state):
             self._running = self._shard.tasks.spawn(self._run(), f"maintain {self._shard.id}")
 
     async def _run(self) -> None:
@@ -70,19 +70,30 @@ class Maintenance:
         if collectable is not None:
             await collect_garbage(self._shard, collectable)
             return True
-        inputs = self._policy.choose(state)
+        inputs = self._to_merge(state)
         if inputs:
             await self._compact(inputs)
         return bool(inputs)
 
     def _rollup_due(self, state: State) -> bool:
-        return state.seqno - state.latest_rollup >= self._shard.config.rollup_every and not state.tombstone
+        return state.seqno - state.latest_rollup >= self._rollup_every() and not state.tombstone
+
+    def _rollup_every(self) -> int:
+        """Processes that only read leave the upkeep to the writers', unless these fall behind."""
+        every = self._shard.config.rollup_every
+        return every if self._shard.writers else 2 * every
+
+    def _to_merge(self, state: State) -> tuple[LinkedBatch, ...]:
+        if self._shard.writers or len(state.batches) > self._policy.batches_max:
+            return self._policy.choose(state)
+        return ()
 
     def _collectable(self, state: State) -> SeqNo | None:
         """The version below which everything can go: the newest rollup that no reader's hold is before."""
         since = state.seqno_since
         usable = max((seqno for seqno in state.rollups if seqno <= since), default=0)
-        return SeqNo(usable) if usable > state.collected else None
+        slack = 0 if self._shard.writers else self._rollup_every()
+        return SeqNo(usable) if usable > state.collected + slack else None
 
     async def _compact(self, inputs: tuple[LinkedBatch, ...]) -> None:
         ids = {batch.id for batch in inputs}

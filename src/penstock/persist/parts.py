@@ -26,6 +26,7 @@ PARQUET = "parquet"
 IPC = "ipc"
 
 _COMPRESS_FROM_BYTES = 1024
+_INLINE_RATIO_MAX = 16
 _ROW_GROUP_ROWS = 256 * 1024
 
 
@@ -42,7 +43,7 @@ def decode_schema(data: bytes) -> pa.Schema:
 
 def encode_inline(updates: Updates, bytes_max: int) -> InlinePart | None:
     """`updates` as an inline part, or None when it would be longer than `bytes_max`."""
-    if updates.nbytes > 16 * bytes_max or _has_dictionary(updates.schema):
+    if _has_dictionary(updates.schema) or buffer_bytes(updates) > _INLINE_RATIO_MAX * bytes_max < updates.nbytes:
         return None
     data = _stored_batch(updates).serialize()
     raw_size = 0
@@ -86,6 +87,11 @@ def encode_object(updates: Updates, key: str) -> tuple[bytes, HollowPart]:
     data = sink.getvalue().to_pybytes()
     rows, diff_sum, time_min, time_max = _summary(updates)
     return data, HollowPart(key, format_, len(data), zlib.crc32(data), rows, diff_sum, time_min, time_max)
+
+
+def buffer_bytes(updates: Updates) -> int:
+    """Bytes that `updates` keeps in memory: whole buffers, even where only a slice of them is used. Cheap."""
+    return int(updates.rows.get_total_buffer_size()) + updates.times.nbytes + updates.diffs.nbytes
 
 
 class PartDamaged(Exception):
@@ -162,6 +168,7 @@ def _stored_batch(updates: Updates) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=_stored_schema(updates.schema))
 
 
+@lru_cache(maxsize=1024)
 def _stored_schema(schema: pa.Schema) -> pa.Schema:
     fields = [
         field.with_name(name).remove_metadata().with_nullable(True)
@@ -206,6 +213,7 @@ def _fits_parquet(kind: pa.DataType) -> bool:
     return all(_fits_parquet(kind.field(index).type) for index in range(kind.num_fields))
 
 
+@lru_cache(maxsize=1024)
 def _has_dictionary(schema: pa.Schema) -> bool:
     def inside(kind: pa.DataType) -> bool:
         if pa.types.is_dictionary(kind):

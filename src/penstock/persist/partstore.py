@@ -12,8 +12,8 @@ from typing import TypeVar
 import pyarrow as pa
 
 from penstock.persist.config import PersistConfig
-from penstock.persist.errors import CorruptBlobError
-from penstock.persist.parts import PartDamaged, decode_inline, decode_object, encode_object, project
+from penstock.persist.errors import ClientClosed, CorruptBlobError
+from penstock.persist.parts import PartDamaged, buffer_bytes, decode_inline, decode_object, encode_object, project
 from penstock.persist.retry import patiently
 from penstock.persist.state import HollowPart, LinkedBatch, Part
 from penstock.persist.store import Blob, ShardId
@@ -36,6 +36,7 @@ class PartStore:
         self._clock = clock
         self._cache: OrderedDict[CacheKey, Updates] = OrderedDict()
         self._cache_bytes = 0
+        self._closed = False
 
     async def upload(self, shard: ShardId, owner: str, updates: Updates) -> list[HollowPart]:
         """Store `updates` as parts of about `part_bytes` under ``shard/owner/``; durable on return.
@@ -98,14 +99,14 @@ class PartStore:
 
     def remember(self, key: CacheKey, updates: Updates) -> None:
         """Keep a decoded part, within the bounds of the cache."""
-        size = updates.nbytes
+        size = buffer_bytes(updates)
         if size > _CACHED_PART_BYTES_MAX or size > self.config.cache_bytes or key in self._cache:
             return
         self._cache[key] = updates
         self._cache_bytes += size
         while self._cache_bytes > self.config.cache_bytes:
             _, evicted = self._cache.popitem(last=False)
-            self._cache_bytes -= evicted.nbytes
+            self._cache_bytes -= buffer_bytes(evicted)
 
     def remember_batch(self, shard: ShardId, batch_id: int, updates: Updates) -> None:
         """Keep the updates of the single inline part of a batch that was just appended."""
@@ -126,8 +127,14 @@ class PartStore:
             except ExternalError:
                 return  # the error that led here matters more; the sweep finds the orphan
 
+    def close(self) -> None:
+        """Refuse further work in threads."""
+        self._closed = True
+
     async def run(self, operation: Callable[[], T]) -> T:
-        """Run CPU-heavy `operation` in a thread."""
+        """Run CPU-heavy `operation` in a thread. Raises `ClientClosed` after `close`."""
+        if self._closed:
+            raise ClientClosed("the persist client is closed")
         return await asyncio.get_running_loop().run_in_executor(self._threads, operation)
 
     async def _patiently(self, operation: Callable[[], Awaitable[T]], what: str) -> T:

@@ -26,7 +26,6 @@ from penstock.persist.state import Part, Reader, State
 from penstock.persist.store import SeqNo, ShardId
 from penstock.runtime import (
     DONE,
-    ExternalError,
     Frontier,
     InternalError,
     PenstockError,
@@ -180,6 +179,13 @@ class ReadHandle:
         if entry is not None and self.hold(state) >= entry.hold + 4 * self._shard.config.hold_versions:
             self._renew_soon()
 
+    def heartbeat(self) -> None:
+        """Called a few times per lease: renew it in the background unless a commit did so in passing."""
+        entry = self._shard.state.readers.get(self.reader_id)
+        lease_ms = self._shard.config.reader_lease_ms
+        if entry is None or entry.heartbeat_ms + lease_ms // 8 < self._shard.clock.now_ms():
+            self._renew_soon()
+
     async def renew(self) -> None:
         """Commit the current hold, since and heartbeat."""
         entry = await self._shard.commit(
@@ -202,7 +208,7 @@ class ReadHandle:
     async def _renew_in_background(self) -> None:
         try:
             await self.renew()
-        except ExternalError as error:
+        except PenstockError as error:
             _log.warning("lease not renewed", shard=self.shard, reader=self.reader_id, error=error.message)
 
     # What snapshots and listens ask of their handle

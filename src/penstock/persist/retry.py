@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import structlog
 
-from penstock.persist.store import StoreFull
+from penstock.persist.store import StoreUnusable
 from penstock.runtime import Clock, ExternalError
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Patience:
         """Sleep before the next attempt, or raise `error` when there is no point in one."""
         self.attempts += 1
         waited_s = self._clock.monotonic() - self._started
-        if isinstance(error, StoreFull) or waited_s >= self._limit_s:
+        if isinstance(error, StoreUnusable) or waited_s >= self._limit_s:
             raise error
         if self.attempts >= _LOG_FROM_ATTEMPT:
             _log.warning("store operation fails", what=self._what, attempts=self.attempts, error=error.message)

@@ -84,12 +84,14 @@ class Shard:
         self.config = config
         self.tasks = tasks
         self.readers: dict[str, LocalReader] = {}
+        self.writers: set[str] = set()
         self.after_commit: Callable[[State], None] = lambda _: None
         self._pubsub = pubsub
         self._lock = asyncio.Lock()
         self._waiters: set[asyncio.Future[None]] = set()
         self._poller: asyncio.Task[None] | None = None
         self._fetching: asyncio.Task[None] | None = None
+        self._closed = False
         self._unsubscribe = pubsub.subscribe(id_, self._on_diff) if pubsub else None
 
     # Committing
@@ -267,6 +269,8 @@ class Shard:
                 return
             except CorruptStateError as error:
                 _log.warning("pushed diff is damaged", shard=self.id, error=error.message)
+        if self._closed:
+            return
         if self._fetching is None or self._fetching.done():
             self._fetching = self.tasks.spawn(self._refresh(), f"fetch {self.id}")
 
@@ -288,6 +292,8 @@ class Shard:
     async def wait_until(self, condition: Callable[[State], bool]) -> State:
         """The first known version for which `condition` holds. Cancellable at any moment."""
         while not condition(self.state):
+            if self._closed:
+                raise self._client_closed()
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
             self._ensure_poller()
@@ -324,6 +330,9 @@ class Shard:
                 await self._refresh()
                 pause_ms = least_ms if self.state.seqno != seqno else min(pause_ms * 2, most_ms)
 
+    def _client_closed(self) -> ClientClosed:
+        return ClientClosed(f"the client of shard {self.id} was closed")
+
     def _fail_waiters(self, error: PenstockError) -> None:
         waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
@@ -332,7 +341,9 @@ class Shard:
 
     def close(self) -> None:
         """Stop listening for pushed diffs; whoever still waits gets `ClientClosed`."""
-        self._fail_waiters(ClientClosed(f"the client of shard {self.id} was closed"))
+        self._closed = True
+        self.after_commit = lambda _: None
+        self._fail_waiters(self._client_closed())
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None

@@ -18,6 +18,7 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from penstock.persist.store import (
     CasResult,
     SeqNo,
     StoreFull,
+    StoreUnusable,
     Versioned,
     check_version,
     truncated_beyond_head,
@@ -38,11 +40,20 @@ T = TypeVar("T")
 
 _GROUP_MAX = 256
 _BUSY_TIMEOUT_MS = 10_000
+_OPEN_ATTEMPTS = 20
+_OPEN_PAUSE_S = 0.05
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS versions (position INTEGER PRIMARY KEY, data BLOB NOT NULL);
 """
-_NOT_DONE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
+_NOT_DONE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_TOOBIG}
+_UNUSABLE = {
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+}
 
 
 class SqliteConsensus:
@@ -54,12 +65,8 @@ class SqliteConsensus:
         self._uncommitted_numbers: dict[str, int] = {}
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._closed = False
-        try:
-            self._writing = self._connect()
-            self._writing.executescript(_SCHEMA)
-            self._reading = self._connect()
-        except sqlite3.Error as error:
-            raise _classify(error, f"open {self._path}", began=False) from error
+        self._writing = self._open_connection()
+        self._reading = self._open_connection()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="sqlite-reader")
         self._writer = threading.Thread(target=self._write_loop, name="sqlite-writer", daemon=True)
         self._writer.start()
@@ -92,6 +99,20 @@ class SqliteConsensus:
         await asyncio.to_thread(self._reader.shutdown, True)
         self._reading.close()
         self._writing.close()
+
+    def _open_connection(self) -> sqlite3.Connection:
+        """Connect and create the tables. Processes that create one file at once get in each other's way: try again."""
+        for attempt in range(_OPEN_ATTEMPTS):
+            try:
+                connection = self._connect()
+                connection.executescript(_SCHEMA)
+                return connection
+            except sqlite3.Error as error:
+                failure = _classify(error, f"open {self._path}", began=False)
+                if isinstance(failure, StoreUnusable) or attempt == _OPEN_ATTEMPTS - 1:
+                    raise failure from error
+                time.sleep(_OPEN_PAUSE_S)
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, cached_statements=32)
@@ -298,6 +319,8 @@ def _classify(error: sqlite3.Error, what: str, *, began: bool) -> ExternalError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return StoreFull(f"cannot {what}: {error}; make room on its disk and try again")
+    if code in _UNUSABLE:
+        return StoreUnusable(f"cannot {what}: {error}; check the file and its directory")
     if code in _NOT_DONE or not began:
         return Determinate(f"cannot {what}: {error}")
     return Indeterminate(f"cannot {what}: {error}")

@@ -44,7 +44,11 @@ class CasResult(Enum):
     MISMATCH = "mismatch"
 
 
-class StoreFull(Determinate):
+class StoreUnusable(Determinate):
+    """The store refuses until somebody mends it: trying again by itself is pointless, so it is reported at once."""
+
+
+class StoreFull(StoreUnusable):
     """There is no room left for a write. Nothing was written; the store goes on once there is room again."""
 
     sqlstate = "53100"

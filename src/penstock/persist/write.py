@@ -18,7 +18,7 @@ from penstock.persist.parts import encode_inline
 from penstock.persist.shard import Attempt, Shard
 from penstock.persist.state import HollowPart, Part, State
 from penstock.persist.store import ShardId
-from penstock.runtime import DONE, Frontier, InternalError, PenstockError, Updates, conform
+from penstock.runtime import DONE, Determinate, ExternalError, Frontier, InternalError, PenstockError, Updates, conform
 
 _EXPIRE_TIMEOUT_S = 2.0
 
@@ -84,6 +84,7 @@ class WriteHandle:
         self._schema = schema
         self._one_in_flight = asyncio.Lock()
         self._expired = False
+        shard.writers.add(writer)
 
     @property
     def shard(self) -> ShardId:
@@ -128,7 +129,11 @@ class WriteHandle:
         if await self._lost(expected_upper):
             return Mismatch(self.upper)
         batch = await self.batch(updates, expected_upper, new_upper)
-        result = await self._append([batch], expected_upper, new_upper)
+        try:
+            result = await self._append([batch], expected_upper, new_upper)
+        except Determinate:
+            await self._discard(batch)
+            raise
         if isinstance(result, Mismatch):
             await self.delete_batch(batch)
             return result
@@ -175,11 +180,19 @@ class WriteHandle:
         """Remove the blobs of a batch that was not, and never will be, appended."""
         await self._shard.parts.delete(self.shard, batch.keys)
 
+    async def _discard(self, batch: Batch) -> None:
+        """`delete_batch` on the way out with an error that matters more."""
+        try:
+            await self.delete_batch(batch)
+        except ExternalError as error:
+            _log.warning("blobs left to the sweep", shard=self.shard, keys=batch.keys, error=error.message)
+
     async def expire(self) -> None:
         """End this writer. Nothing it appended is affected. May be called twice."""
         if self._expired:
             return
         self._expired = True
+        self._shard.writers.discard(self._writer)
         await self._shard.commit(lambda state, _: commands.expire_writer(state, writer=self._writer))
 
     async def expire_best_effort(self) -> None:
