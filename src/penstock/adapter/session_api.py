@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import pyarrow as pa
 
 if TYPE_CHECKING:
-    from penstock.sql.types import RelationDesc, SqlType  # type: ignore[import-not-found,unused-ignore]
+    from penstock.sql.types import RelationDesc, SqlType
 
 TransactionStatus = Literal["I", "T", "E"]
 """Idle, in a transaction block (`BEGIN`), in a failed one. An implicit transaction counts as idle."""
@@ -197,9 +197,7 @@ class Session(Protocol):
 class Coordinator(Protocol):
     """Where sessions come from."""
 
-    async def connect(
-        self, user: str, database: str, options: dict[str, str], client_address: str
-    ) -> Session:
+    async def connect(self, user: str, database: str, options: dict[str, str], client_address: str) -> Session:
         """Open a session for an authenticated user. SqlError (28000, 3D000, 53300) refuses it.
 
         `options`: the startup packet's other settings (application_name, options, ...): session variables.
