@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture()
+@pytest.fixture
 def connection(server: Server) -> Iterator[psycopg.Connection]:
     with server.connect() as connected:
         yield connected
@@ -256,30 +256,28 @@ def full_disk(folder: Path) -> None:
         acknowledged = 0
         ballast = folder / "ballast"
         ballast.write_bytes(os.urandom(10 << 20))
-        with pytest.raises(psycopg.Error) as caught:
-            for number in range(1000):
-                with connection.cursor() as cursor, cursor.copy("COPY kept FROM STDIN") as copy:
-                    copy.write("".join(f"{number}\t{os.urandom(100).hex()}\n" for _ in range(2000)))
-                acknowledged += 2000
-        assert caught.value.diag.sqlstate == "53100", f"{caught.value.diag.sqlstate}: {caught.value}"
+        while (refused := refusal(connection, 2000)) is None:
+            acknowledged += 2000
+        assert refused.diag.sqlstate == "53100", f"{refused.diag.sqlstate}: {refused}"
         assert connection.execute("SELECT 1").fetchone() == (1,)
         ballast.unlink()
-
-        def writes_again() -> bool:
-            try:
-                connection.execute("INSERT INTO kept VALUES (-1, 'after')")
-            except psycopg.Error as error:
-                assert error.diag.sqlstate == "53100"
-                return False
-            return True
-
-        until(writes_again)
+        until(lambda: refusal(connection, 1) is None)
         assert connection.execute("SELECT n FROM kept_count").fetchone() == (acknowledged + 1,)
     assert server.stop() == 0
     server.start()
     with server.connect() as connection:
         assert connection.execute("SELECT count(*) FROM kept").fetchone() == (acknowledged + 1,)
     assert server.stop() == 0
+
+
+def refusal(connection: psycopg.Connection, rows: int) -> psycopg.Error | None:
+    """COPY so many rows into `kept`; the error when the server refuses them."""
+    try:
+        with connection.cursor() as cursor, cursor.copy("COPY kept FROM STDIN") as copy:
+            copy.write("".join(f"1\t{os.urandom(100).hex()}\n" for _ in range(rows)))
+    except psycopg.Error as error:
+        return error
+    return None
 
 
 def message(kind: bytes, body: bytes) -> bytes:
