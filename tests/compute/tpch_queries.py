@@ -45,26 +45,22 @@ QUERIES: dict[str, str] = {
         where l_shipdate >= date '1994-01-01' and l_shipdate < date '1994-01-01' + interval '1' year
             and l_discount between 0.06 - 0.01 and 0.06 + 0.01 and l_quantity < 24""",
     "q07": """
-        select supp_nation, cust_nation, l_year, sum(volume) as revenue from (
-            select n1.n_name as supp_nation, n2.n_name as cust_nation, extract(year from l_shipdate) as l_year,
-                l_extendedprice * (1 - l_discount) as volume
-            from supplier, lineitem, orders, customer, nation n1, nation n2
-            where s_suppkey = l_suppkey and o_orderkey = l_orderkey and c_custkey = o_custkey
-                and s_nationkey = n1.n_nationkey and c_nationkey = n2.n_nationkey
-                and ((n1.n_name = 'FRANCE' and n2.n_name = 'GERMANY')
-                    or (n1.n_name = 'GERMANY' and n2.n_name = 'FRANCE'))
-                and l_shipdate between date '1995-01-01' and date '1996-12-31') as shipping
+        select supp_nation, cust_nation, l_year, sum(volume) as revenue from ( select n1.n_name as
+        supp_nation, n2.n_name as cust_nation, extract(year from l_shipdate) as l_year, l_extendedprice * (1
+        - l_discount) as volume from supplier, lineitem, orders, customer, nation n1, nation n2 where
+        s_suppkey = l_suppkey and o_orderkey = l_orderkey and c_custkey = o_custkey and s_nationkey =
+        n1.n_nationkey and c_nationkey = n2.n_nationkey and ((n1.n_name = 'FRANCE' and n2.n_name =
+        'GERMANY') or (n1.n_name = 'GERMANY' and n2.n_name = 'FRANCE')) and l_shipdate between date
+        '1995-01-01' and date '1996-12-31') as shipping
         group by supp_nation, cust_nation, l_year order by supp_nation, cust_nation, l_year""",
     "q08": """
-        select o_year, sum(case when nation = 'BRAZIL' then volume else 0 end) / sum(volume) as mkt_share from (
-            select extract(year from o_orderdate) as o_year, l_extendedprice * (1 - l_discount) as volume,
-                n2.n_name as nation
-            from part, supplier, lineitem, orders, customer, nation n1, nation n2, region
-            where p_partkey = l_partkey and s_suppkey = l_suppkey and l_orderkey = o_orderkey
-                and o_custkey = c_custkey and c_nationkey = n1.n_nationkey and n1.n_regionkey = r_regionkey
-                and r_name = 'AMERICA' and s_nationkey = n2.n_nationkey
-                and o_orderdate between date '1995-01-01' and date '1996-12-31'
-                and p_type = 'ECONOMY ANODIZED STEEL') as all_nations
+        select o_year, sum(case when nation = 'BRAZIL' then volume else 0 end) / sum(volume) as mkt_share
+        from ( select extract(year from o_orderdate) as o_year, l_extendedprice * (1 - l_discount) as
+        volume, n2.n_name as nation from part, supplier, lineitem, orders, customer, nation n1, nation n2,
+        region where p_partkey = l_partkey and s_suppkey = l_suppkey and l_orderkey = o_orderkey and
+        o_custkey = c_custkey and c_nationkey = n1.n_nationkey and n1.n_regionkey = r_regionkey and r_name =
+        'AMERICA' and s_nationkey = n2.n_nationkey and o_orderdate between date '1995-01-01' and date
+        '1996-12-31' and p_type = 'ECONOMY ANODIZED STEEL') as all_nations
         group by o_year order by o_year""",
     "q09": """
         select nation, o_year, sum(amount) as sum_profit from (

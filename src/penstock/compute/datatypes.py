@@ -1,8 +1,8 @@
 """Arrow data types as text, so that plans can be stored, sent and read by people.
 
 Types whose own name is enough (``int64``, ``timestamp[us, tz=UTC]``) are written by it, decimals as
-``decimal128(15, 2)``; everything else (lists, structs, maps, extension types) as the Arrow IPC form of a one-field
-schema, which is exhaustive and stable across Arrow versions.
+``decimal128(15, 2)``; everything else (lists, structs, maps, extension types) as the Arrow IPC form of a
+one-field schema, which is exhaustive and stable across Arrow versions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Column demand: nothing carries a column that no one above reads.
 
-Arrangements hold what flows through their input, so that a column dropped below a join or a reduction is dropped from
-memory and from every later lookup. A collection of which only the row count matters keeps one constant column.
+Arrangements hold what flows through their input, so that a column dropped below a join or a reduction is
+dropped from memory and from every later lookup. A collection of which only the row count matters keeps one
+constant column.
 """
 
 from __future__ import annotations

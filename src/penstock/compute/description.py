@@ -1,7 +1,7 @@
 """What a replica is told to run: the inputs, the objects computed from them, and where results go.
 
-A description is a value that crosses processes and is kept in the controllers' command histories; it names collections
-by id and carries everything a replica needs, so that a replica knows nothing of the catalog.
+A description is a value that crosses processes and is kept in the controllers' command histories; it names
+collections by id and carries everything a replica needs, so that a replica knows nothing of the catalog.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from penstock.runtime import DONE, Frontier, GlobalId, Timestamp
 
 
 class ShardImport(msgspec.Struct, frozen=True, tag="shard"):
-    """A durable collection. `schema`: its data columns. `txns`: it is written through transactions (a table)."""
+    """A durable collection. `schema`: its data columns. `txns`: it is written through transactions (a
+    table).
+    """
 
     shard: str
     schema: pa.Schema
@@ -26,8 +28,8 @@ class ShardImport(msgspec.Struct, frozen=True, tag="shard"):
 
 
 class IndexImport(msgspec.Struct, frozen=True, tag="index"):
-    """An index of the same cluster, whose arrangement is shared. `on`: the collection it indexes; `schema`: its
-    columns.
+    """An index of the same cluster, whose arrangement is shared. `on`: the collection it indexes; `schema`:
+    its columns.
     """
 
     index: GlobalId
@@ -72,9 +74,9 @@ Export: TypeAlias = IndexExport | ViewSink | SubscribeSink
 class DataflowDescription(msgspec.Struct, frozen=True):
     """One dataflow.
 
-    `imports`: by the id that the objects' plans use. `objects`: collections computed here, each from imports and
-    objects before it. `as_of`: the first time at which results are correct; earlier updates count as being at it.
-    `until`: times at or beyond are not computed.
+    `imports`: by the id that the objects' plans use. `objects`: collections computed here, each from
+    imports and objects before it. `as_of`: the first time at which results are correct; earlier updates
+    count as being at it. `until`: times at or beyond are not computed.
     """
 
     id: GlobalId

@@ -1,7 +1,8 @@
 """What library errors mean in SQL: message texts of DataFusion and Arrow to SQLSTATEs.
 
-Both libraries report all failures of an expression as one exception type with a text, so that texts are all there is
-to go by. The same table serves one-off queries and maintained views: an error reads the same in both.
+Both libraries report all failures of an expression as one exception type with a text, so that texts are all
+there is to go by. The same table serves one-off queries and maintained views: an error reads the same in
+both.
 """
 
 from __future__ import annotations

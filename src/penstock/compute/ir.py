@@ -1,14 +1,15 @@
 """The relational IR: what a view computes, in few node kinds that each have a delta rule.
 
-A `Rel` denotes a collection: rows with multiplicities, at every time. Columns are positional; scalar expressions
-refer to the columns of their node's input by number. Nodes are immutable values: equal plans are equal objects with
-equal hashes, and that is how the renderer finds common subplans. `encode`/`decode` turn a plan into bytes and back.
+A `Rel` denotes a collection: rows with multiplicities, at every time. Columns are positional; scalar
+expressions refer to the columns of their node's input by number. Nodes are immutable values: equal plans
+are equal objects with equal hashes, and that is how the renderer finds common subplans. `encode`/`decode`
+turn a plan into bytes and back.
 
 Invariants of a well-formed plan (`from_substrait` makes them, the renderer relies on them):
 
 * every `Column.index` is below the number of columns of the input;
-* join keys, grouping keys, aggregate arguments and sort keys are plain columns (expressions are computed by a `Project`
-  below), so that arrangements can be keyed by them;
+* join keys, grouping keys, aggregate arguments and sort keys are plain columns (expressions are computed by
+  a `Project` below), so that arrangements can be keyed by them;
 * the types of both sides of a join key are equal;
 * all inputs of a `Union` have equal column types.
 """
@@ -26,7 +27,8 @@ import pyarrow as pa
 
 from penstock.compute.datatypes import type_from_text, type_to_text
 
-# --- scalar expressions -------------------------------------------------------------------------------------------
+# --- scalar expressions
+# -------------------------------------------------------------------------------------------
 
 
 class _Scalar(msgspec.Struct, frozen=True, tag_field="s", tag=True):
@@ -71,8 +73,8 @@ class When(msgspec.Struct, frozen=True):
 
 
 class Case(_Scalar, frozen=True, tag="case"):
-    """The result of the first branch whose condition is true, evaluated for those rows only; else `otherwise` or
-    NULL.
+    """The result of the first branch whose condition is true, evaluated for those rows only; else
+    `otherwise` or NULL.
     """
 
     whens: tuple[When, ...]
@@ -94,7 +96,8 @@ class InList(_Scalar, frozen=True, tag="in"):
 Scalar: TypeAlias = Column | Literal | Call | Cast | Case | InList
 
 
-# --- relations ----------------------------------------------------------------------------------------------------
+# --- relations
+# ----------------------------------------------------------------------------------------------------
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -129,7 +132,6 @@ class Aggregate(msgspec.Struct, frozen=True):
 class JoinKind(Enum):
     INNER = "inner"
     LEFT = "left"
-    RIGHT = "right"
     FULL = "full"
     SEMI = "semi"
     ANTI = "anti"
@@ -151,7 +153,9 @@ class _Rel(msgspec.Struct, frozen=True, tag_field="r", tag=True, dict=True):
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The Arrow schema of the collection. Inner nodes name their columns c0, c1, ... and allow NULL everywhere."""
+        """The Arrow schema of the collection. Inner nodes name their columns c0, c1, ... and allow NULL
+        everywhere.
+        """
         return _schema(self)  # type: ignore[arg-type]
 
 
@@ -163,7 +167,9 @@ class Get(_Rel, frozen=True, dict=True, tag="get"):
 
 
 class Constant(_Rel, frozen=True, dict=True, tag="constant"):
-    """Fixed rows (`rows`: one Arrow IPC stream; duplicates count). Delta: the rows once, at the dataflow's as_of."""
+    """Fixed rows (`rows`: one Arrow IPC stream; duplicates count). Delta: the rows once, at the dataflow's
+    as_of.
+    """
 
     fields: tuple[Field, ...]
     rows: bytes
@@ -177,7 +183,9 @@ class Filter(_Rel, frozen=True, dict=True, tag="filter"):
 
 
 class Project(_Rel, frozen=True, dict=True, tag="project"):
-    """One column per expression. Linear: dOut = project(dIn). `names` are given to the output where not empty."""
+    """One column per expression. Linear: dOut = project(dIn). `names` are given to the output where not
+    empty.
+    """
 
     input: Rel
     exprs: tuple[Scalar, ...]
@@ -185,7 +193,8 @@ class Project(_Rel, frozen=True, dict=True, tag="project"):
 
 
 class TemporalFilter(_Rel, frozen=True, dict=True, tag="temporal"):
-    """Rows while ``max(lower) <= now < min(upper)``; bounds are uint64 milliseconds, expressions over the input.
+    """Rows while ``max(lower) <= now < min(upper)``; bounds are uint64 milliseconds, expressions over the
+    input.
 
     Delta: a row that arrives at t appears at max(t, lower) and disappears at upper. A NULL bound never holds.
     """
@@ -198,12 +207,11 @@ class TemporalFilter(_Rel, frozen=True, dict=True, tag="temporal"):
 class Join(_Rel, frozen=True, dict=True, tag="join"):
     """Pairs of rows with equal keys for which `residual` (over left's columns, then right's) is true.
 
-    `null_equal[i]`: whether NULL matches NULL in key i. Columns: left's, then right's; for semi and anti joins left's
-    only;
-    for mark left's and a boolean "has a match". No keys: all pairs.
-    Delta (inner): dL R + L dR + dL dR, at the later of both times. Outer, semi, anti and mark joins add the rows whose
-    number of matches moves from or to zero. NULL_AWARE_ANTI is ``NOT IN``: nothing once the right side holds a NULL
-    key, and rows with a NULL key only while the right side is empty.
+    `null_equal[i]`: whether NULL matches NULL in key i. Columns: left's, then right's; for semi and anti
+    joins left's only; for mark left's and a boolean "has a match". No keys: all pairs. Delta (inner): dL R
+    + L dR + dL dR, at the later of both times. Outer, semi, anti and mark joins add the rows whose number
+    of matches moves from or to zero. NULL_AWARE_ANTI is ``NOT IN``: nothing once the right side holds a
+    NULL key, and rows with a NULL key only while the right side is empty.
     """
 
     left: Rel
@@ -234,8 +242,8 @@ class Distinct(_Rel, frozen=True, dict=True, tag="distinct"):
 
 
 class TopK(_Rel, frozen=True, dict=True, tag="topk"):
-    """Per group, the rows numbered ``offset+1 .. offset+limit`` in `order` (ties by the whole row). No group: of all
-    rows.
+    """Per group, the rows numbered ``offset+1 .. offset+limit`` in `order` (ties by the whole row). No
+    group: of all rows.
 
     Delta: the rows that cross a boundary. `limit` None: all after `offset`.
     """
@@ -248,7 +256,8 @@ class TopK(_Rel, frozen=True, dict=True, tag="topk"):
 
 
 class WindowFunction(msgspec.Struct, frozen=True):
-    """One window function. `sql` has ``{0}``, ``{1}``... where columns `args` go and ends before OVER's closing part.
+    """One window function. `sql` has ``{0}``, ``{1}``... where columns `args` go and ends before OVER's
+    closing part.
 
     `frame`: the frame clause, or an empty text.
     """
@@ -285,7 +294,9 @@ class Negate(_Rel, frozen=True, dict=True, tag="negate"):
 
 
 class SingleRow(_Rel, frozen=True, dict=True, tag="single"):
-    """The value of a scalar subquery: its one row; NULLs when it has none; error 21000 while it has more than one."""
+    """The value of a scalar subquery: its one row; NULLs when it has none; error 21000 while it has more
+    than one.
+    """
 
     input: Rel
 
@@ -307,7 +318,8 @@ Rel: TypeAlias = (
 )
 
 
-# --- schemas ------------------------------------------------------------------------------------------------------
+# --- schemas
+# ------------------------------------------------------------------------------------------------------
 
 
 def _types(rel: Rel) -> tuple[pa.DataType, ...]:
@@ -384,15 +396,16 @@ def gets_of(rel: Rel) -> set[str]:
     return set().union(*(gets_of(child) for child in inputs_of(rel)))
 
 
-# --- scalar construction and traversal ----------------------------------------------------------------------------
+# --- scalar construction and traversal
+# ----------------------------------------------------------------------------
 
 
 def make_literal(value: Any, kind: pa.DataType) -> Literal:
     """A literal of Python (or Arrow scalar) `value` as `kind`.
 
-    Stored as: None; bool; int for integers, dates, times, timestamps and durations (their Arrow storage); text for
-    strings, decimals and floats (``repr``); base 64 for binary and, of the IPC stream of one value, for all other
-    types.
+    Stored as: None; bool; int for integers, dates, times, timestamps and durations (their Arrow storage);
+    text for strings, decimals and floats (``repr``); base 64 for binary and, of the IPC stream of one
+    value, for all other types.
     """
     scalar = value if isinstance(value, pa.Scalar) else pa.scalar(value, kind)
     if scalar.type != kind:
@@ -507,7 +520,8 @@ def size_of(scalar: Scalar) -> int:
     return 1 + sum(size_of(child) for child in children_of(scalar))
 
 
-# --- bytes --------------------------------------------------------------------------------------------------------
+# --- bytes
+# --------------------------------------------------------------------------------------------------------
 
 
 def batch_to_ipc(batch: pa.RecordBatch) -> bytes:

@@ -1,12 +1,12 @@
 """From a Substrait plan to the relational IR.
 
-The plan is DataFusion's optimized logical plan: decorrelated, predicates pushed down, joins ordered. What is left to
-do is to read it, to recognise the shapes that are maintained better than node by node (top k, DISTINCT ON, the
-filters on ``mz_now()``), to give every aggregate and join plain columns to work on, and to refuse what cannot be
-maintained.
+The plan is DataFusion's optimized logical plan: decorrelated, predicates pushed down, joins ordered. What
+is left to do is to read it, to recognise the shapes that are maintained better than node by node (top k,
+DISTINCT ON, the filters on ``mz_now()``), to give every aggregate and join plain columns to work on, and to
+refuse what cannot be maintained.
 
-Substrait cannot say that an anti join is null-aware (``NOT IN``): who serialises the plan marks such a join with the
-hint alias `NULL_AWARE`.
+Substrait cannot say that an anti join is null-aware (``NOT IN``): who serialises the plan marks such a join
+with the hint alias `NULL_AWARE`.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ _DIRECTIONS = {1: (False, True), 2: (False, False), 3: (True, True), 4: (True, F
 def from_substrait(plan: bytes, inputs: Mapping[str, tuple[str, pa.Schema]]) -> Rel:
     """The IR of a serialised Substrait plan.
 
-    `inputs`: for each table name in the plan, the id of its collection and that collection's schema. The result's
-    columns have the plan's output names. An ORDER BY that decides nothing is dropped. Raises `SqlError` 0A000 naming
-    what cannot be maintained, `SqlError` XX000 for bytes that are not a plan.
+    `inputs`: for each table name in the plan, the id of its collection and that collection's schema. The
+    result's columns have the plan's output names. An ORDER BY that decides nothing is dropped. Raises
+    `SqlError` 0A000 naming what cannot be maintained, `SqlError` XX000 for bytes that are not a plan.
     """
     message = plan_pb2.Plan()
     try:
@@ -76,7 +76,9 @@ def from_substrait(plan: bytes, inputs: Mapping[str, tuple[str, pa.Schema]]) -> 
 
 
 class _Attached:
-    """Collects the subqueries and window functions of some expressions and puts them onto their input as columns."""
+    """Collects the subqueries and window functions of some expressions and puts them onto their input as
+    columns.
+    """
 
     def __init__(self, lowering: _Lowering, rel: Rel) -> None:
         self._lowering = lowering
@@ -96,7 +98,9 @@ class _Attached:
 
 
 class _Lowering:
-    """One translation. `rel` gives the IR of a Substrait relation with exactly that relation's output columns."""
+    """One translation. `rel` gives the IR of a Substrait relation with exactly that relation's output
+    columns.
+    """
 
     def __init__(self, plan: Any, inputs: Mapping[str, tuple[str, pa.Schema]]) -> None:
         functions, types = {}, {}

@@ -1,8 +1,8 @@
 """Aggregates of a Substrait plan.
 
-What `Reduce` cannot say is written with other nodes: FILTER makes the argument NULL where it does not hold, grouping
-sets are a union of reductions, ``first_value(... ORDER BY ...)`` over all columns (what DISTINCT ON becomes) is a top
-1.
+What `Reduce` cannot say is written with other nodes: FILTER makes the argument NULL where it does not hold,
+grouping sets are a union of reductions, ``first_value(... ORDER BY ...)`` over all columns (what DISTINCT
+ON becomes) is a top 1.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ _INVOCATION_DISTINCT = 2
 
 
 def lower(lowering: _Lowering, message: Any) -> Rel:
-    """The IR of an AggregateRel: its grouping expressions, a grouping id if it has several sets, its measures."""
+    """The IR of an AggregateRel: its grouping expressions, a grouping id if it has several sets, its
+    measures.
+    """
     rel = lowering.rel(message.input)
     grouping = tuple(lowering.scalars.scalar(expr, rel.types) for expr in message.grouping_expressions)
     sets = [tuple(grouping[i] for i in group.expression_references) for group in message.groupings]
@@ -193,7 +195,9 @@ def _first_rows(lowering: _Lowering, rel: Rel, key: tuple[Scalar, ...], measures
 def _grouping_sets(
     rel: Rel, grouping: tuple[Scalar, ...], sets: list[tuple[Scalar, ...]], measures: list[_Measure]
 ) -> Rel:
-    """One reduction per set; grouping columns outside the set are NULL, and the id has a bit for each of them."""
+    """One reduction per set; grouping columns outside the set are NULL, and the id has a bit for each of
+    them.
+    """
     distinct = tuple(dict.fromkeys(grouping))
     id_type = _grouping_id_type(len(distinct))
     parts = []
@@ -215,7 +219,9 @@ def _grouping_id_type(count: int) -> pa.DataType:
 
 
 def aggregate_type(function: str, types: tuple[pa.DataType, ...]) -> pa.DataType:
-    """What DataFusion's aggregate returns for arguments of `types` (its analyzer has put casts around them)."""
+    """What DataFusion's aggregate returns for arguments of `types` (its analyzer has put casts around
+    them).
+    """
     argument = types[0] if types else pa.null()
     match function:
         case "count":

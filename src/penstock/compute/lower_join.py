@@ -110,7 +110,9 @@ def make_join(left: Rel, right: Rel, kind: JoinKind, terms: list[Scalar]) -> Rel
 
 
 def _key(term: Scalar, width: int) -> tuple[Scalar, Scalar, bool] | None:
-    """(left expression, right expression over right's columns, NULLs match) of an equality between the sides."""
+    """(left expression, right expression over right's columns, NULLs match) of an equality between the
+    sides.
+    """
     if not isinstance(term, Call) or term.name not in ("equal", "is_not_distinct_from"):
         return None
     first, second = term.args

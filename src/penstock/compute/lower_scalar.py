@@ -1,7 +1,7 @@
 """Substrait expressions to IR scalars.
 
-Two constructs are not scalars: an uncorrelated scalar subquery and a window function. They are handed to the caller
-through `Attachments`, which makes columns of them, and the expression refers to those columns.
+Two constructs are not scalars: an uncorrelated scalar subquery and a window function. They are handed to
+the caller through `Attachments`, which makes columns of them, and the expression refers to those columns.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ VOLATILE = frozenset(
         "statement_timestamp",
     }
 )
-"""Functions whose answer is not a function of their arguments: two replicas would not agree on a view that uses
-them.
+"""Functions whose answer is not a function of their arguments: two replicas would not agree on a view that
+uses them.
 """
 
 _BOOLEAN = frozenset({"not", "like", "ilike", "and", "or", "similar_to", "starts_with"})
 
 
 class Attachments(Protocol):
-    """Where the parts of an expression that need a relation of their own go; both return the column that stands for
-    it.
+    """Where the parts of an expression that need a relation of their own go; both return the column that
+    stands for it.
     """
 
     def subquery(self, relation: Any) -> Column: ...
@@ -69,7 +69,9 @@ class ScalarLowering:
         return self._functions[anchor].split(":", 1)[0]
 
     def scalar(self, message: Any, types: tuple[pa.DataType, ...], attachments: Attachments | None = None) -> Scalar:
-        """The IR of `message` over an input with columns of `types`. Raises `SqlError` 0A000 for what has none."""
+        """The IR of `message` over an input with columns of `types`. Raises `SqlError` 0A000 for what has
+        none.
+        """
         kind = message.WhichOneof("rex_type")
 
         def lower(part: Any) -> Scalar:

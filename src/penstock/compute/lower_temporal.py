@@ -1,9 +1,9 @@
 """Filters on ``mz_now()``: comparisons with it become bounds on the time during which a row is valid.
 
-``mz_now()`` stands alone (perhaps in casts that the planner added) on one side of a comparison. With `e` the other
-side, in milliseconds, and time counted in whole milliseconds: ``now <= e`` ends before floor(e) + 1, ``now < e``
-before ceil(e), ``now >= e`` begins at ceil(e), ``now > e`` at floor(e) + 1, and ``now = e`` is ``now <= e and now >=
-e``.
+``mz_now()`` stands alone (perhaps in casts that the planner added) on one side of a comparison. With `e`
+the other side, in milliseconds, and time counted in whole milliseconds: ``now <= e`` ends before floor(e) +
+1, ``now < e`` before ceil(e), ``now >= e`` begins at ceil(e), ``now > e`` at floor(e) + 1, and ``now = e``
+is ``now <= e and now >= e``.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from penstock.runtime import SqlError
 
 MZ_NOW = "mz_now"
 BOUND = "temporal_bound"
-"""``temporal_bound(e, up, add)``: e in milliseconds as uint64, rounded up or down, plus `add`, kept in [0, 2**63 -
-1].
+"""``temporal_bound(e, up, add)``: e in milliseconds as uint64, rounded up or down, plus `add`, kept in [0,
+2**63 - 1].
 """
 
 _MIRRORED = {"lt": "gt", "gt": "lt", "lte": "gte", "gte": "lte", "equal": "equal"}
 
 
 def split_temporal(terms: list[Scalar]) -> tuple[list[Scalar], list[Scalar], list[Scalar]]:
-    """(terms without mz_now(), lower bounds inclusive, upper bounds exclusive). Raises `SqlError` 0A000 for other
-    uses.
+    """(terms without mz_now(), lower bounds inclusive, upper bounds exclusive). Raises `SqlError` 0A000 for
+    other uses.
     """
     plain: list[Scalar] = []
     lower: list[Scalar] = []

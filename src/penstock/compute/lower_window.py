@@ -1,8 +1,8 @@
 """Window functions of a Substrait plan.
 
-A function whose answer depends on how equal rows are ordered (``row_number``, ``lag``, a ROWS frame) gets the whole
-row as last sort keys, so that all replicas agree. Peers-based functions (``rank``, RANGE frames) must keep equal rows
-equal.
+A function whose answer depends on how equal rows are ordered (``row_number``, ``lag``, a ROWS frame) gets
+the whole row as last sort keys, so that all replicas agree. Peers-based functions (``rank``, RANGE frames)
+must keep equal rows equal.
 """
 
 from __future__ import annotations

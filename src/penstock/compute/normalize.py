@@ -1,8 +1,9 @@
 """Constructors that keep plans in normal form.
 
-Normal form: no `Project` directly on a `Project`, no `Filter` on a `Filter`, and a `Filter` below its `Project`
-rather than above it. A linear stretch of a plan is then always ``Project(Filter(x))``, which the renderer turns into
-one operator, and rows that a filter drops never reach (and never fail in) the expressions above it.
+Normal form: no `Project` directly on a `Project`, no `Filter` on a `Filter`, and a `Filter` below its
+`Project` rather than above it. A linear stretch of a plan is then always ``Project(Filter(x))``, which the
+renderer turns into one operator, and rows that a filter drops never reach (and never fail in) the
+expressions above it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from penstock.compute.ir import (
 )
 
 _FUSED_SIZE_MAX = 5_000
-"""Expression nodes. Fusing copies shared operands; evaluation shares them again, but the plan's text must stay
-bounded.
+"""Expression nodes. Fusing copies shared operands; evaluation shares them again, but the plan's text must
+stay bounded.
 """
 
 
@@ -63,7 +64,9 @@ def filter_rows(rel: Rel, predicate: Scalar | None) -> Rel:
 
 
 def with_columns(rel: Rel, exprs: tuple[Scalar, ...]) -> tuple[Rel, tuple[int, ...]]:
-    """`rel` such that each expression is one of its columns, and which ones. Columns are appended only where needed."""
+    """`rel` such that each expression is one of its columns, and which ones. Columns are appended only
+    where needed.
+    """
     wanted: list[Scalar] = list(columns_of(rel))
     positions = []
     for expr in exprs:
@@ -79,8 +82,9 @@ def with_columns(rel: Rel, exprs: tuple[Scalar, ...]) -> tuple[Rel, tuple[int, .
 def _filter_window(window: Window, predicate: Scalar) -> Rel:
     """A filter on window results.
 
-    Terms over the partition's columns alone drop whole partitions and go below. ``row_number() <= k`` keeps the first k
-    rows of each partition: a `TopK` below the window makes the work follow k instead of the partition's size.
+    Terms over the partition's columns alone drop whole partitions and go below. ``row_number() <= k`` keeps
+    the first k rows of each partition: a `TopK` below the window makes the work follow k instead of the
+    partition's size.
     """
     base = window.input.arity
     below: list[Scalar] = []

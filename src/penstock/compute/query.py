@@ -1,7 +1,7 @@
 """One-off queries: DataFusion over Arrow tables and streams.
 
-Every query gets a session of its own, so that nothing of one leaks into another. A stream is read while the query
-runs, without holding it in memory, unless the plan reads it more than once.
+Every query gets a session of its own, so that nothing of one leaks into another. A stream is read while the
+query runs, without holding it in memory, unless the plan reads it more than once.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def execute(
 ) -> Iterator[pa.RecordBatch]:
     """The result of `sql` (DataFusion's dialect) over `tables`, batch by batch.
 
-    `tables`: by the name the SQL uses; readers are consumed. `mz_now`: what mz_now() answers, milliseconds. `schema`:
-    the result is conformed to it by position. `cancelled` is asked between batches. `partitions`: threads of the
-    query. Raises `SqlError`: 53000 when the result exceeds `result_bytes_max`, 57014 when cancelled, otherwise what
-    the query's own failure means. Closing the iterator ends the query.
+    `tables`: by the name the SQL uses; readers are consumed. `mz_now`: what mz_now() answers, milliseconds.
+    `schema`: the result is conformed to it by position. `cancelled` is asked between batches. `partitions`:
+    threads of the query. Raises `SqlError`: 53000 when the result exceeds `result_bytes_max`, 57014 when
+    cancelled, otherwise what the query's own failure means. Closing the iterator ends the query.
     """
     context = new_context(mz_now, partitions=partitions)
     try:
@@ -90,7 +90,9 @@ class _StreamFragment:
 
 
 class StreamDataset(ds.InMemoryDataset):
-    """A dataset whose contents are asked for when it is scanned: a stream (once), or what `source` then holds."""
+    """A dataset whose contents are asked for when it is scanned: a stream (once), or what `source` then
+    holds.
+    """
 
     def __init__(self, schema: pa.Schema, source: Input | None = None) -> None:
         super().__init__(pa.Table.from_batches([], schema=schema))

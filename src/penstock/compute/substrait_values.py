@@ -1,8 +1,9 @@
 """Substrait types and literals, as DataFusion's producer writes them, to Arrow types and IR literals.
 
-The producer puts what Substrait's own types cannot say into ``type_variation_reference``: 1 on an integer is
-unsigned, on a string or binary "large", 2 there a view, 1 on an ``interval_day`` a duration. Strings and binaries of
-all layouts become the plain ones here: plans have one layout, and the room conforms what libraries return.
+The producer puts what Substrait's own types cannot say into ``type_variation_reference``: 1 on an integer
+is unsigned, on a string or binary "large", 2 there a view, 1 on an ``interval_day`` a duration. Strings and
+binaries of all layouts become the plain ones here: plans have one layout, and the room conforms what
+libraries return.
 """
 
 from __future__ import annotations

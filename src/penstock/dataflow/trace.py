@@ -8,7 +8,7 @@ the worker goes on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,7 @@ class IndexTrace:
         self._trace = Trace()
         self._state = _State((), Updates.empty(ERRORS_SCHEMA), since, since)
         self._wanted_since = since
+        self._listeners: list[Callable[[Frontier], None]] = []
 
     @property
     def since(self) -> Frontier:
@@ -112,6 +113,12 @@ class IndexTrace:
         with self._lock:
             self._wanted_since = max(self._wanted_since, frontier)
 
+    def on_advance(self, listener: Callable[[Frontier], None]) -> None:
+        """Call `listener` with each new upper, on the worker thread. To be said before the index runs, or on
+        that thread.
+        """
+        self._listeners.append(listener)
+
     def changes_since(self, t: Timestamp) -> Updates:
         """All updates at times after `t` that are held, consolidated: what a reader at `t` has not seen."""
         state = self._state
@@ -125,6 +132,24 @@ class IndexTrace:
         recent = [part for part in recent if len(part)]
         return Updates.concat(recent).consolidate() if recent else Updates.empty(self.schema)
 
+    def updates_from(self, frontier: Frontier) -> tuple[Updates, Updates]:
+        """Rows and errors at times at or beyond `frontier`, with their times.
+
+        Complete when asked by a listener of `on_advance` that has seen everything below `frontier`: the
+        index compacts only after its listeners.
+        """
+        state = self._state
+        if frontier < state.since:
+            raise NotReadable(self.name, int(frontier), state.since, state.upper)
+        recent = [
+            Updates(run.rows, run.times, run.all_diffs()).filter(run.times >= np.uint64(frontier))
+            for run in state.runs
+            if run.times is not None
+        ]
+        recent = [part for part in recent if len(part)]
+        rows = Updates.concat(recent).consolidate() if recent else Updates.empty(self.schema)
+        return rows, state.errors.filter(state.errors.times >= np.uint64(frontier)).consolidate()
+
     # The rest is the index operator's, on the worker thread.
 
     def append(self, runs: Sequence[Run], errors: Updates, upper: Frontier) -> None:
@@ -133,6 +158,8 @@ class IndexTrace:
         state = self._state
         held = Updates.concat([state.errors, errors]).consolidate() if len(errors) else state.errors
         self._publish(held, state.since, upper)
+        for listener in self._listeners:
+            listener(upper)
 
     def compact(self) -> bool:
         """Let go of times below the frontier that was allowed. True when runs can be merged."""
