@@ -140,7 +140,7 @@ def _decimal(column: pa.Array, trim: bool) -> pa.Array:
     scale = column.type.scale
     exponent = pc.fill_null(pc.match_substring(texts, "E"), False)
     if exponent.true_count:  # of a zero or of something tiny
-        zero = pc.fill_null(pc.equal(column, pa.scalar(0, pa.int8()).cast(column.type)), False)
+        zero = pc.fill_null(pc.equal(column, pa.scalar(decimal.Decimal(0), column.type)), False)
         texts = pc.if_else(zero, pa.scalar("0." + "0" * scale if scale > 0 else "0"), texts)
         odd = pc.and_not(exponent, zero).to_numpy(zero_copy_only=False)
         texts = _patch(texts, odd, lambda row: format(column[row].as_py(), "f"))
