@@ -29,6 +29,7 @@ from penstock.runtime import Determinate, ExternalError
 _log = structlog.get_logger("penstock.persist")
 
 _SCAN_LIMIT = 1024
+_PAUSE_AFTER_FAILURE_S = 5.0
 
 T = TypeVar("T")
 
@@ -40,11 +41,14 @@ class Maintenance:
         self._shard = shard
         self._policy = Policy(shard.config.compaction_fan_in, shard.config.inline_total_bytes)
         self._running: asyncio.Task[None] | None = None
+        self._resume_s = 0.0
 
     def poke(self, state: State) -> None:
         """See whether the commit of `state` made anything due. Cheap; never waits."""
         if self._running is not None and not self._running.done():
             return  # it looks again before it ends
+        if self._shard.clock.monotonic() < self._resume_s:
+            return
         if self._rollup_due(state) or self._collectable(state) is not None or self._to_merge(state):
             self._running = self._shard.tasks.spawn(self._run(), f"maintain {self._shard.id}")
 
@@ -53,11 +57,15 @@ class Maintenance:
             more = True
             while more:
                 more = await self._step(self._shard.state)
-        except ExternalError as error:
-            # The store fails: the next commit that succeeds pokes again.
+        except ExternalError as error:  # a commit after a pause pokes again
+            self._pause()
             _log.warning("maintenance interrupted", shard=self._shard.id, error=error.message)
         except CorruptStateError as error:
+            self._pause()
             _log.error("maintenance stopped", shard=self._shard.id, error=error.message)
+
+    def _pause(self) -> None:
+        self._resume_s = self._shard.clock.monotonic() + _PAUSE_AFTER_FAILURE_S
 
     async def _step(self, state: State) -> bool:
         """Do what is due first; False when nothing is."""

@@ -22,6 +22,7 @@ from penstock.runtime import Clock, ExternalError, Updates
 T = TypeVar("T")
 
 _CACHED_PART_BYTES_MAX = 4 * 1024 * 1024
+_OBJECT_BYTES = 1024
 
 CacheKey = tuple[ShardId, int | str, int]
 
@@ -99,14 +100,14 @@ class PartStore:
 
     def remember(self, key: CacheKey, updates: Updates) -> None:
         """Keep a decoded part, within the bounds of the cache."""
-        size = buffer_bytes(updates)
+        size = _cached_bytes(updates)
         if size > _CACHED_PART_BYTES_MAX or size > self.config.cache_bytes or key in self._cache:
             return
         self._cache[key] = updates
         self._cache_bytes += size
         while self._cache_bytes > self.config.cache_bytes:
             _, evicted = self._cache.popitem(last=False)
-            self._cache_bytes -= buffer_bytes(evicted)
+            self._cache_bytes -= _cached_bytes(evicted)
 
     def remember_batch(self, shard: ShardId, batch_id: int, updates: Updates) -> None:
         """Keep the updates of the single inline part of a batch that was just appended."""
@@ -139,6 +140,11 @@ class PartStore:
 
     async def _patiently(self, operation: Callable[[], Awaitable[T]], what: str) -> T:
         return await patiently(operation, self._clock, self.config.store_retry_ms, what)
+
+
+def _cached_bytes(updates: Updates) -> int:
+    """What a cached part costs: its buffers and, for small parts more than these, the objects around them."""
+    return buffer_bytes(updates) + _OBJECT_BYTES * (1 + updates.rows.num_columns)
 
 
 def new_part_name(now_ms: int, index: int) -> str:
