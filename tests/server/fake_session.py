@@ -46,7 +46,8 @@ class FakeStatement:
 
 @dataclass
 class FakeCoordinator:
-    """`tables`: what COPY FROM wrote. `sessions`: the open ones, by process id. `closed`: how many have closed."""
+    """`tables`: what COPY FROM wrote. `sessions`: the open ones, by process id. `closed`: how many have closed.
+    `streams`: how many endless results have begun."""
 
     relations: dict[str, RelationDesc] = field(default_factory=dict)
     results: dict[str, pa.Table] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class FakeCoordinator:
     connects: list[tuple[str, str, dict[str, str], str]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     closed: int = 0
+    streams: int = 0
     _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     async def connect(self, user: str, database: str, options: dict[str, str], client_address: str) -> FakeSession:
@@ -216,6 +218,7 @@ class FakeSession:
 
     async def _stream(self) -> AsyncIterator[pa.RecordBatch]:
         self.cancelled.clear()
+        self.coordinator.streams += 1
         try:
             for n in itertools.count():
                 yield pa.record_batch({"n": pa.array([n], pa.int64())})

@@ -308,8 +308,7 @@ def test_cancel_request_reaches_the_session(live: Serving, sql: str) -> None:
     with psycopg.connect(live.dsn, autocommit=True) as connection:
 
         def wait_and_cancel() -> None:
-            if sql == "sleep":
-                live.wait_until(lambda: "sleeping" in live.coordinator.events)
+            live.wait_until(lambda: "sleeping" in live.coordinator.events or live.coordinator.streams)
             connection.cancel_safe(timeout=5)
 
         timer = threading.Thread(target=wait_and_cancel)
