@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import structlog
 
-from penstock.persist import commands
+from penstock.persist import commands, metrics
 from penstock.persist.commands import Applied
 from penstock.persist.compact import Policy, compact
 from penstock.persist.errors import CorruptBlobError, CorruptStateError
@@ -42,6 +42,7 @@ class Maintenance:
         self._policy = Policy(shard.config.compaction_fan_in, shard.config.inline_total_bytes)
         self._running: asyncio.Task[None] | None = None
         self._resume_s = 0.0
+        self._doing = ""
 
     def poke(self, state: State) -> None:
         """See whether the commit of `state` made anything due. Cheap; never waits."""
@@ -58,9 +59,11 @@ class Maintenance:
             while more:
                 more = await self._step(self._shard.state)
         except ExternalError as error:  # a commit after a pause pokes again
+            metrics.UPKEEP.labels(self._doing, "failed").inc()
             self._pause()
             _log.warning("maintenance interrupted", shard=self._shard.id, error=error.message)
         except CorruptStateError as error:
+            metrics.UPKEEP.labels(self._doing, "failed").inc()
             self._pause()
             _log.error("maintenance stopped", shard=self._shard.id, error=error.message)
 
@@ -72,14 +75,18 @@ class Maintenance:
         if state.tombstone:
             return False
         if self._rollup_due(state):
-            await roll_up(self._shard, state)
+            self._doing = "rollup"
+            _count("rollup", await roll_up(self._shard, state))
             return True
         collectable = self._collectable(state)
         if collectable is not None:
+            self._doing = "collection"
             await collect_garbage(self._shard, collectable)
+            metrics.UPKEEP.labels("collection", "done").inc()
             return True
         inputs = self._to_merge(state)
         if inputs:
+            self._doing = "compaction"
             await self._compact(inputs)
         return bool(inputs)
 
@@ -106,17 +113,24 @@ class Maintenance:
     async def _compact(self, inputs: tuple[LinkedBatch, ...]) -> None:
         ids = {batch.id for batch in inputs}
         try:
-            await compact(self._shard, inputs)
+            _count("compaction", await compact(self._shard, inputs))
+            metrics.COMPACTED_ROWS.inc(sum(batch.rows for batch in inputs))
         except CorruptBlobError as error:
             newest = await self._shard.fetch()
             if not ids <= {batch.id for batch in newest.batches}:
+                _count("compaction", Applied.NO)
                 return  # another process compacted them first and their blobs were collected
             damaged = {batch.id for batch in inputs if any(error.key.endswith(key) for key in batch.keys)}
             self._policy.unreadable |= damaged or ids
+            metrics.UPKEEP.labels("compaction", "failed").inc()
             _log.error("cannot compact", shard=self._shard.id, error=error.message)
 
 
-async def roll_up(shard: Shard, state: State) -> None:
+def _count(step: str, outcome: Applied) -> None:
+    metrics.UPKEEP.labels(step, "superseded" if outcome is Applied.NO else "done").inc()
+
+
+async def roll_up(shard: Shard, state: State) -> Applied:
     """Store `state` as a blob and list it."""
     data = await shard.parts.run(lambda: encode_rollup(state))
     rollup = Rollup(f"v{state.seqno}/r{uuid.uuid4()}", len(data))
@@ -133,6 +147,7 @@ async def roll_up(shard: Shard, state: State) -> None:
         raise
     if outcome is Applied.NO:
         await shard.parts.delete(shard.id, [rollup.key])
+    return outcome
 
 
 async def collect_garbage(shard: Shard, seqno: SeqNo) -> None:
@@ -149,7 +164,9 @@ async def collect_garbage(shard: Shard, seqno: SeqNo) -> None:
     if data is None or decode_rollup(shard.id, data).seqno != seqno:
         raise CorruptStateError(shard.id, f"rollup {rollup.key} is missing or another's: nothing is collected")
     removed = await _removed_keys(shard, SeqNo(seqno + 1))
-    await shard.parts.delete(shard.id, sorted(removed - shard.state.keys()))
+    garbage = sorted(removed - shard.state.keys())
+    await shard.parts.delete(shard.id, garbage)
+    metrics.COLLECTED_BLOBS.inc(len(garbage))
     await _patiently(shard, lambda: shard.consensus.truncate(shard.id, seqno), "truncate")
     await shard.commit(lambda state, _: commands.collect(state, seqno=seqno))
 

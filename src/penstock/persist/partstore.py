@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from penstock.persist import metrics
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, CorruptBlobError
 from penstock.persist.parts import PartDamaged, buffer_bytes, decode_inline, decode_object, encode_object, project
@@ -63,6 +64,7 @@ class PartStore:
         key = f"{owner}/{new_part_name(self._clock.now_ms(), index)}"
         data, part = await self.run(lambda: encode_object(updates, key))
         await self._patiently(lambda: self.blob.set(f"{shard}/{key}", data), f"write part {key} of {shard}")
+        metrics.PART_BYTES.labels("written").inc(len(data))
         written[index] = part
 
     async def fetch(
@@ -79,6 +81,7 @@ class PartStore:
         """
         cache_key: CacheKey = (shard, part.key, 0) if isinstance(part, HollowPart) else (shard, batch_id, index)
         cached = self._cache.get(cache_key)
+        metrics.CACHE_REQUESTS.labels("miss" if cached is None else "hit").inc()
         if cached is not None:
             self._cache.move_to_end(cache_key)
             return project(cached, columns)
@@ -90,6 +93,7 @@ class PartStore:
         data = await self._patiently(lambda: self.blob.get(key), f"read part {key}")
         if data is None:
             raise CorruptBlobError(shard, key, "it does not exist")
+        metrics.PART_BYTES.labels("read").inc(len(data))
         try:
             updates = await self.run(lambda: decode_object(data, part, schema, columns))
         except PartDamaged as error:
@@ -108,6 +112,7 @@ class PartStore:
         while self._cache_bytes > self.config.cache_bytes:
             _, evicted = self._cache.popitem(last=False)
             self._cache_bytes -= _cached_bytes(evicted)
+        metrics.CACHE_BYTES.set(self._cache_bytes)
 
     def remember_batch(self, shard: ShardId, batch_id: int, updates: Updates) -> None:
         """Keep the updates of the single inline part of a batch that was just appended."""

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import structlog
 
-from penstock.persist import commands
+from penstock.persist import commands, metrics
 from penstock.persist.errors import CorruptBlobError, InvalidUsage, ReaderExpired, SinceError
 from penstock.persist.parts import project_schema
 from penstock.persist.shard import Shard
@@ -199,6 +199,7 @@ class ReadHandle:
         )
         self._renewed_ms = self._shard.clock.now_ms()
         if entry is None and not self._expired and not self._shard.state.tombstone:
+            metrics.READERS_EXPIRED.inc()
             _log.warning("reader has expired", shard=self.shard, reader=self.reader_id)
 
     def _renew_soon(self) -> None:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import structlog
 
+from penstock.persist import metrics
 from penstock.persist.store import StoreUnusable
 from penstock.runtime import Clock, ExternalError
 
@@ -33,6 +34,7 @@ class Patience:
     async def wait(self, error: ExternalError) -> None:
         """Sleep before the next attempt, or raise `error` when there is no point in one."""
         self.attempts += 1
+        metrics.STORE_RETRIES.inc()
         waited_s = self._clock.monotonic() - self._started
         if isinstance(error, StoreUnusable) or waited_s >= self._limit_s:
             raise error

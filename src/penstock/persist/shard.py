@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 import structlog
 from msgspec.structs import replace
 
+from penstock.persist import metrics
 from penstock.persist.commands import Step, with_since
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, CorruptStateError
@@ -102,6 +103,7 @@ class Shard:
         Raises `StoreFull` at once and the store's error after `store_retry_ms`: `Determinate` if no attempt
         can have taken effect, else `Indeterminate`. A cancelled call has either happened or not.
         """
+        started = self.clock.monotonic()
         async with self._lock:
             # A token outlives half a writer's lease for certain; past that an unknown outcome stays unknown.
             limit_ms = min(self.config.store_retry_ms, self.config.writer_lease_ms // 2)
@@ -118,14 +120,18 @@ class Shard:
                 try:
                     outcome = await self.consensus.compare_and_set(self.id, Versioned(SeqNo(diff.seqno), data))
                 except Determinate as error:
+                    metrics.COMMITS.labels("determinate").inc()
                     await patience.wait(unknown or error)
                     continue
                 except Indeterminate as error:
+                    metrics.COMMITS.labels("indeterminate").inc()
                     unknown = error
                     await patience.wait(error)
                     await self._refresh()
                     continue
+                metrics.COMMITS.labels(outcome.value).inc()
                 if outcome is CasResult.COMMITTED:
+                    metrics.COMMIT_SECONDS.observe(self.clock.monotonic() - started)
                     self._install(apply(base, diff))
                     if self._pubsub is not None:
                         self._pubsub.publish(self.id, Versioned(SeqNo(diff.seqno), data))
@@ -262,13 +268,16 @@ class Shard:
     def _on_diff(self, version: Versioned) -> None:
         """A pushed diff: applied when it is the next one, a reason to fetch when it is beyond that."""
         if version.seqno <= self.state.seqno or self.state.seqno < 0:
+            metrics.PUSHED_DIFFS.labels("known").inc()
             return
         if version.seqno == self.state.seqno + 1:
             try:
                 self._install(apply(self.state, decode_diff(self.id, version.data)))
+                metrics.PUSHED_DIFFS.labels("applied").inc()
                 return
             except CorruptStateError as error:
                 _log.warning("pushed diff is damaged", shard=self.id, error=error.message)
+        metrics.PUSHED_DIFFS.labels("gap").inc()
         if self._closed:
             return
         if self._fetching is None or self._fetching.done():

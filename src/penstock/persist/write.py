@@ -11,7 +11,7 @@ import msgspec
 import pyarrow as pa
 import structlog
 
-from penstock.persist import commands
+from penstock.persist import commands, metrics
 from penstock.persist.commands import Appended, Step
 from penstock.persist.errors import ClientClosed, InvalidUsage, Mismatch
 from penstock.persist.parts import encode_inline
@@ -152,6 +152,7 @@ class WriteHandle:
         config, state = self._shard.config, self._shard.state
         inline = encode_inline(updates, config.inline_bytes)
         if inline is not None and state.inline_bytes + len(inline.data) <= config.inline_total_bytes:
+            metrics.PART_BYTES.labels("inline").inc(len(inline.data))
             return Batch(self.shard, lower, upper, (inline,))
         return Batch(self.shard, lower, upper, tuple(await self._shard.parts.upload(self.shard, self._writer, updates)))
 
