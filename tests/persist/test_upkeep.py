@@ -12,6 +12,7 @@ import pytest
 from penstock.persist import (
     CorruptStateError,
     Listen,
+    LocalPubSub,
     MemBlob,
     MemConsensus,
     PersistClient,
@@ -347,5 +348,29 @@ def test_batches_beyond_the_inline_budget_go_to_blobs() -> None:
         assert shard_of(c, shard).state.inline_bytes <= 3000
         assert len(await blob.list_prefix("")) > 5
         await c.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("pushed", [True, False])
+def test_a_reader_in_another_process_does_not_hold_up_collection(pushed: bool) -> None:
+    async def main() -> None:
+        blob, consensus, pubsub = MemBlob(), MemConsensus(), LocalPubSub() if pushed else None
+        config = PersistConfig(rollup_every=16, hold_versions=4, poll_min_ms=1, poll_max_ms=2, downgrade_ms=50)
+        writing, reading = (PersistClient(blob, consensus, pubsub=pubsub, config=config) for _ in range(2))
+        shard = new_shard_id()
+        writer = await writing.open_writer(shard, SCHEMA, purpose="test")
+        listen = await (await reading.open_reader(shard, SCHEMA, purpose="test")).listen(Timestamp(0))
+        await append(writer, [], 0, 1)
+        for t in range(1, 601):
+            await append(writer, [(t, t, 1)], t, t + 1)
+            if t % 20 == 0:
+                seen = await asyncio.wait_for(read_until(listen, t + 1), 10)
+                assert tally(seen) == {(key, key): 1 for key in range(t - 19, t + 1)}
+        await settled(writing, shard)
+        assert len(await consensus.scan(shard, SeqNo(0))) < 150
+        assert shard_of(writing, shard).state.rollups.keys() - {0}
+        await writing.close()
+        await reading.close()
 
     asyncio.run(main())
