@@ -17,6 +17,7 @@ Contract of `HoldBook`:
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Callable
 from types import TracebackType
 
@@ -146,7 +147,7 @@ class ReadHold:
         self.release()
 
     def __del__(self) -> None:
-        if self._at is not None:
+        if self._at is not None and not sys.is_finalizing():
             _log.warning("a read hold leaked and is released now", id=self.id, since=self._at)
             self.release()
 

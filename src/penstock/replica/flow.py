@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -103,13 +104,20 @@ class Flow:
 
     async def build(self, worker: Worker, indexes: Mapping[GlobalId, IndexTrace]) -> None:
         """Make the graph. `indexes`: traces of the imported ones. Raises what rendering raises."""
-        sinks = {export.id: self._sink(export) for export in self.description.exports}
+        sinks = {
+            export.id: self._sink(export) for export in self.description.exports if not isinstance(export, IndexExport)
+        }
         for name, import_ in self.description.imports.items():
             if isinstance(import_, ShardImport):
                 self._sources[name] = Frontier(self.description.as_of)
-        self._rendered = await asyncio.wrap_future(
-            worker.call(lambda: render(self.description, worker, indexes=indexes, sinks=sinks))
-        )
+
+        def graph() -> RenderedDataflow:
+            rendered = render(self.description, worker, indexes=indexes, sinks=sinks)
+            for id_, trace in rendered.indexes.items():
+                trace.on_advance(partial(self._post, self._computed, id_))
+            return rendered
+
+        self._rendered = await asyncio.wrap_future(worker.call(graph))
 
     def start(self) -> None:
         """Begin to read and write. Once."""
@@ -210,12 +218,10 @@ class Flow:
         except RuntimeError:
             assert self._loop.is_closed()  # the process ends
 
-    def _sink(self, export: IndexExport | ViewSink | SubscribeSink) -> OnData:
+    def _sink(self, export: ViewSink | SubscribeSink) -> OnData:
         """What the graph shall call with the results of `export`, on the worker thread."""
         id_ = export.id
         match export:
-            case IndexExport():
-                return lambda oks, errs, frontier: self._post(self._computed, id_, frontier)
             case ViewSink():
                 shard = ShardId(export.shard)
                 purpose = f"view {id_}"
