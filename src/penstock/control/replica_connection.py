@@ -27,7 +27,7 @@ from penstock.runtime import Clock
 _log = structlog.get_logger("penstock.control.replica")
 
 _BACKOFF_SECONDS_MIN = 0.02
-_BACKOFF_SECONDS_MAX = 1.0
+_BACKOFF_SECONDS_MAX = 0.25
 _COMMANDS_QUEUED_MAX = 100_000
 
 
@@ -97,7 +97,7 @@ class ReplicaConnection:
                 self._queue = None
                 self._events.disconnected(self._replica)
             backoff = min(backoff * 2, _BACKOFF_SECONDS_MAX)
-            if self._clock.monotonic() - started > _BACKOFF_SECONDS_MAX:
+            if self._clock.monotonic() - started > 1.0:
                 backoff = _BACKOFF_SECONDS_MIN
             await self._clock.sleep(backoff)
 
