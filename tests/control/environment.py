@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from penstock.committer import CommitterServer, InProcessConsensus
-from penstock.compute import DataflowDescription, IndexExport, ShardImport, SubscribeSink, ViewSink
+from penstock.compute import DataflowDescription, Export, IndexExport, ShardImport, SubscribeSink, ViewSink
 from penstock.compute.ir import Get, Rel, fields_of
 from penstock.control import (
     ClusterId,
@@ -32,7 +32,9 @@ from penstock.control import (
     ShardRead,
     StorageController,
 )
+from penstock.control.answers import SubscribeStream
 from penstock.persist import FileBlob, LocalPubSub, PersistClient, ShardId, SqliteConsensus, WriteHandle
+from penstock.persist.txn import TxnsReader, TxnsWriter
 from penstock.runtime import Frontier, GlobalId, Timestamp, Updates
 from penstock.storage import rows_to_shard, view_schema
 
@@ -51,7 +53,9 @@ def shard_of(id_: str) -> ShardId:
 def rows(*updates: tuple[int, int, int, int]) -> Updates:
     """Updates from tuples (k, v, time, diff)."""
     columns = list(zip(*updates, strict=True)) if updates else [(), (), (), ()]
-    batch = pa.RecordBatch.from_arrays([pa.array(columns[0], pa.int64()), pa.array(columns[1], pa.int64())], schema=SCHEMA)
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array(columns[0], pa.int64()), pa.array(columns[1], pa.int64())], schema=SCHEMA
+    )
     return Updates(batch, np.array(columns[2], np.uint64), np.array(columns[3], np.int64))
 
 
@@ -62,6 +66,7 @@ class Environment:
         self.directory, self.epoch = directory, epoch
         self.replicas = [ReplicaId(f"r{number}") for number in range(1, replicas + 1)]
         self.shards: dict[str, WriteHandle] = {}
+        self.tables: set[str] = set()
 
     async def __aenter__(self) -> Environment:
         self.consensus = InProcessConsensus(SqliteConsensus(str(self.directory / "consensus.sqlite")))
@@ -71,7 +76,8 @@ class Environment:
         self.target = f"unix:{self.directory}/committer.sock"
         await self.committer.listen(self.target)
         self.client = PersistClient(self.blob, self.consensus, pubsub=pubsub)
-        self.txns = await self.open_txns()
+        self.log = await TxnsWriter.open(self.client, TXNS)
+        self.txns = await TxnsReader.open(self.client, TXNS)
         self.storage = await StorageController.open(self.client, self.txns, self.epoch)
         blob_url = f"file:{self.directory}/blob"
         self.orchestrator = ProcessOrchestrator(self.directory / "run", self.target, blob_url)
@@ -88,16 +94,24 @@ class Environment:
                 print(f"--- {log.name}\n{log.read_text()[-8000:]}")
         await self.compute.close()
         await self.storage.close()
+        await self.txns.close()
+        await self.log.close()
         await self.client.close()
         await self.committer.close()
         await self.consensus.close()
         await self.blob.close()
 
-    async def open_txns(self) -> object:
-        class Txns:
-            upper = Frontier(0)
+    async def create_tables(self, *ids: str, ts: int = 0) -> None:
+        """Tables, registered at `ts` unless they are already."""
+        self.tables |= set(ids)
+        assert await self.log.register({shard_of(id_): SCHEMA for id_ in ids}, Timestamp(ts)) is None
+        specs = [CollectionSpec(GlobalId(id_), shard_of(id_), SCHEMA, True) for id_ in ids]
+        await self.storage.create_collections(specs)
 
-        return Txns()
+    async def insert(self, ts: int, **writes: list[tuple[int, int, int]]) -> None:
+        """Commit rows (k, v, diff) to tables at `ts`, in one transaction."""
+        updates = {shard_of(id_): [rows(*((k, v, ts, diff) for k, v, diff in new))] for id_, new in writes.items()}
+        assert await self.log.commit_at(updates, Timestamp(ts)) is None
 
     async def create(self, *ids: str) -> None:
         """Durable collections without contents."""
@@ -114,23 +128,49 @@ class Environment:
 
     async def create_view(self, id_: str, input_: str, as_of: int, plan: Rel | None = None) -> None:
         """Maintain `plan` (default: a copy of `input_`) as the view `id_`, whose collection exists."""
-        description = view(id_, input_, as_of, plan)
+        description = self.view(id_, input_, as_of, plan)
         hold = self.storage.acquire_hold(GlobalId(input_), Frontier(as_of))
         await self.compute.create_dataflow(CLUSTER, description, {GlobalId(input_): hold})
 
     async def create_index(self, id_: str, input_: str, as_of: int) -> None:
-        description = index(id_, input_, as_of)
+        description = self.index(id_, input_, as_of)
         hold = self.storage.acquire_hold(GlobalId(input_), Frontier(as_of))
         await self.compute.create_dataflow(CLUSTER, description, {GlobalId(input_): hold})
+
+    def view(self, id_: str, input_: str, as_of: int, plan: Rel | None = None) -> DataflowDescription:
+        made = GlobalId(f"{id_}-rows")
+        sink = ViewSink(GlobalId(id_), made, shard_of(id_), SCHEMA)
+        return self._description(id_, input_, as_of, ((made, plan or copy_of(input_)),), sink)
+
+    def index(self, id_: str, input_: str, as_of: int) -> DataflowDescription:
+        return self._description(id_, input_, as_of, (), IndexExport(GlobalId(id_), GlobalId(input_), (0,)))
+
+    async def subscribe(self, id_: str, input_: str, as_of: int, *, with_snapshot: bool = True) -> SubscribeStream:
+        sink = SubscribeSink(GlobalId(id_), GlobalId(input_), with_snapshot)
+        hold = self.storage.acquire_hold(GlobalId(input_), Frontier(as_of))
+        description = self._description(id_, input_, as_of, (), sink)
+        return await self.compute.subscribe(CLUSTER, description, {GlobalId(input_): hold})
+
+    def _description(self, id_: str, input_: str, as_of: int, objects: tuple, sink: Export) -> DataflowDescription:
+        imports = {GlobalId(input_): ShardImport(shard_of(input_), SCHEMA, input_ in self.tables)}
+        return DataflowDescription(GlobalId(id_), imports, objects, (sink,), Timestamp(as_of))
 
     async def peek_index(self, id_: str, at: int, query: str | None = None, keys: pa.RecordBatch | None = None) -> list:
         read = IndexRead(GlobalId(id_), keys)
         peek = Peek(Timestamp(at), query, {"t": read})
         return await self.fetch(peek, [self.compute.acquire_hold(GlobalId(id_), Frontier(at))])
 
-    async def peek_shard(self, id_: str, at: int, query: str | None = None, **options: object) -> list:
-        read = ShardRead(shard_of(id_), SCHEMA, False, **options)
-        peek = Peek(Timestamp(at), query, {"t": read})
+    async def peek_shard(
+        self,
+        id_: str,
+        at: int,
+        query: str | None = None,
+        *,
+        columns: tuple[str, ...] | None = None,
+        max_result_bytes: int = 1 << 30,
+    ) -> list:
+        read = ShardRead(shard_of(id_), SCHEMA, id_ in self.tables, columns)
+        peek = Peek(Timestamp(at), query, {"t": read}, max_result_bytes)
         return await self.fetch(peek, [self.storage.acquire_hold(GlobalId(id_), Frontier(at))])
 
     async def fetch(self, peek: Peek, holds: list) -> list[tuple[object, ...]]:
@@ -141,7 +181,10 @@ class Environment:
 
     async def contents(self, id_: str, at: int) -> Counter[tuple[int, int]]:
         """What the shard of a collection holds at a time, read directly."""
-        reader = await self.client.open_reader(shard_of(id_), view_schema(SCHEMA), purpose="check")
+        if id_ in self.tables:
+            reader = await self.txns.open_reader(shard_of(id_), SCHEMA, purpose="check")
+        else:
+            reader = await self.client.open_reader(shard_of(id_), view_schema(SCHEMA), purpose="check")
         found: Counter[tuple[int, int]] = Counter()
         async for updates in reader.snapshot(Timestamp(at)):
             columns = [updates.rows.column(0).to_pylist(), updates.rows.column(1).to_pylist(), updates.diffs.tolist()]
@@ -171,25 +214,3 @@ class Environment:
 
 def copy_of(input_: str) -> Rel:
     return Get(input_, fields_of(SCHEMA))
-
-
-def view(id_: str, input_: str, as_of: int, plan: Rel | None = None) -> DataflowDescription:
-    made = GlobalId(f"{id_}-rows")
-    sink = ViewSink(GlobalId(id_), made, shard_of(id_), SCHEMA)
-    return _description(id_, input_, as_of, ((made, plan or copy_of(input_)),), sink)
-
-
-def index(id_: str, input_: str, as_of: int) -> DataflowDescription:
-    return _description(id_, input_, as_of, (), IndexExport(GlobalId(id_), GlobalId(input_), (0,)))
-
-
-def subscription(id_: str, input_: str, as_of: int, *, with_snapshot: bool = True) -> DataflowDescription:
-    sink = SubscribeSink(GlobalId(id_), GlobalId(input_), with_snapshot)
-    return _description(id_, input_, as_of, (), sink)
-
-
-def _description(
-    id_: str, input_: str, as_of: int, objects: tuple, sink: IndexExport | ViewSink | SubscribeSink
-) -> DataflowDescription:
-    imports = {GlobalId(input_): ShardImport(shard_of(input_), SCHEMA, False)}
-    return DataflowDescription(GlobalId(id_), imports, objects, (sink,), Timestamp(as_of))

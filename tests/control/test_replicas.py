@@ -1,12 +1,22 @@
-"""Controllers and real replica processes together."""
+"""Controllers and real replica processes together: what is computed is right, whatever dies meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tests.control.environment import Environment, rows
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from penstock.control import Health, SubscribeEvent
+from penstock.control.answers import SubscribeStream
+from penstock.control.specs import ReplicaId
+from penstock.runtime import DONE, Frontier, GlobalId, SqlError, Timestamp, Updates
+from penstock.storage import errors_to_shard, view_schema
+from tests.control.environment import SCHEMA, Environment, rows, shard_of
 
 
 def run(directory: Path, body: Callable[[Environment], Awaitable[None]], **options: int) -> None:
@@ -17,20 +27,267 @@ def run(directory: Path, body: Callable[[Environment], Awaitable[None]], **optio
     asyncio.run(main())
 
 
-def test_a_view_follows_its_input(tmp_path: Path) -> None:
+def key(*values: int) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([pa.array(values, pa.int64())], names=["k"])
+
+
+class Load:
+    """Random inserts and retractions on a table, with the contents it must have at each time."""
+
+    def __init__(self, env: Environment, table: str, seed: int) -> None:
+        self._env, self._table = env, table
+        self._random = np.random.default_rng(seed)
+        self._live: Counter[tuple[int, int]] = Counter()
+        self.history: dict[int, Counter[tuple[int, int]]] = {}
+        self.next = 1
+
+    async def commit(self) -> int:
+        """One commit of a few changes; returns its time."""
+        changes = []
+        for _ in range(int(self._random.integers(1, 6))):
+            row = (int(self._random.integers(0, 10)), int(self._random.integers(0, 10)))
+            changes.append((*row, 1))
+            self._live[row] += 1
+        for row in [row for row, count in self._live.items() if count and self._random.random() < 0.2]:
+            changes.append((*row, -1))
+            self._live[row] -= 1
+        ts = self.next
+        await self._env.insert(ts, **{self._table: changes})
+        self.history[ts] = Counter({row: count for row, count in self._live.items() if count})
+        self.next = ts + int(self._random.integers(1, 4))
+        return ts
+
+
+def started(env: Environment) -> None:
+    env.compute.initialization_complete()
+    env.storage.initialization_complete()
+
+
+def test_views_over_tables_and_over_views(tmp_path: Path) -> None:
+    async def body(env: Environment) -> None:
+        await env.create_tables("u1")
+        await env.create("u2", "u3")
+        load = Load(env, "u1", 1)
+        as_of = await load.commit()
+        await env.create_view("u2", "u1", as_of)
+        started(env)
+        await env.written("u2", as_of + 1)
+        await env.create_view("u3", "u2", as_of)
+        for _ in range(30):
+            last = await load.commit()
+        await env.written("u3", last + 1)
+        for ts, expected in load.history.items():
+            assert await env.contents("u2", ts) == expected, ts
+            assert await env.contents("u3", ts) == expected, ts
+        assert await env.peek_shard("u1", last) == sorted(load.history[last].elements())
+        assert await env.peek_shard("u3", last, columns=("v",)) == sorted(
+            (v,) for _, v in load.history[last].elements()
+        )
+        assert env.compute.hydrated(GlobalId("u3"))
+        assert env.storage.frontiers(GlobalId("u3")).since == as_of
+
+    run(tmp_path, body)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_killed_replicas_lose_and_double_nothing(tmp_path: Path, replicas: int) -> None:
+    async def body(env: Environment) -> None:
+        await env.create_tables("u1")
+        await env.create("u2")
+        load = Load(env, "u1", 2)
+        as_of = await load.commit()
+        await env.create_view("u2", "u1", as_of)
+        started(env)
+        stream = await env.subscribe("t1", "u1", as_of)
+        end = DONE
+        following = asyncio.ensure_future(accumulate(stream, until=lambda: end))
+        random = np.random.default_rng(3)
+        for round_ in range(4):
+            for _ in range(int(random.integers(5, 20))):
+                last = await load.commit()
+            if round_ % 2 == 0:
+                await env.written("u2", last + 1)
+            await env.kill(ReplicaId(f"r{1 + round_ % replicas}"))
+        end = Frontier(load.next + 1)
+        last = await load.commit()
+        await env.written("u2", last + 1)
+        for ts, expected in load.history.items():
+            assert await env.contents("u2", ts) == expected, ts
+        totals = await following
+        await stream.aclose()
+        for ts, expected in load.history.items():
+            assert totals(ts) == expected, ts
+        if replicas == 1:
+            assert env.orchestrator.restarts(ReplicaId("r1")) >= 1
+
+    run(tmp_path, body, replicas=replicas)
+
+
+async def accumulate(
+    stream: SubscribeStream, until: Callable[[], Frontier]
+) -> Callable[[int], Counter[tuple[int, int]]]:
+    """Read a subscription up to a frontier; the answer says what it amounts to at a time."""
+    events: list[SubscribeEvent] = []
+    reached = Frontier(0)
+    while reached < until():
+        event = await anext(stream)
+        assert isinstance(event.updates, Updates)
+        assert not events or event.lower == events[-1].upper
+        assert all(event.lower <= time < event.upper for time in event.updates.times.tolist())
+        events.append(event)
+        reached = event.upper
+
+    def at(ts: int) -> Counter[tuple[int, int]]:
+        total: Counter[tuple[int, int]] = Counter()
+        for event in events:
+            updates = event.updates
+            columns = [*(c.to_pylist() for c in updates.rows.columns), updates.times.tolist(), updates.diffs.tolist()]
+            for k, v, time, diff in zip(*columns, strict=True):
+                if time <= ts:
+                    total[k, v] += diff
+        return Counter({row: count for row, count in total.items() if count})
+
+    return at
+
+
+def test_subscribe_without_snapshot_begins_after_its_as_of(tmp_path: Path) -> None:
+    async def body(env: Environment) -> None:
+        await env.create_tables("u1")
+        await env.insert(1, u1=[(1, 1, 1)])
+        started(env)
+        stream = await env.subscribe("t1", "u1", 1, with_snapshot=False)
+        await env.insert(2, u1=[(2, 2, 1)])
+        await env.insert(5, u1=[(1, 1, -1)])
+        total = await accumulate(stream, until=lambda: Frontier(6))
+        assert total(4) == {(2, 2): 1}
+        assert total(5) == {(2, 2): 1, (1, 1): -1}
+        await stream.aclose()
+        await env.until(lambda: not env.compute._clusters["c1"].flows)
+
+    run(tmp_path, body)
+
+
+def test_peeks_wait_for_their_time_and_survive_a_kill(tmp_path: Path) -> None:
+    async def body(env: Environment) -> None:
+        await env.create_tables("u1")
+        await env.insert(1, u1=[(1, 10, 1), (1, 11, 1), (2, 20, 2)])
+        await env.create_index("i1", "u1", 1)
+        started(env)
+        assert await env.peek_index("i1", 1) == [(1, 10), (1, 11), (2, 20), (2, 20)]
+        assert await env.peek_index("i1", 1, keys=key(2, 7)) == [(2, 20), (2, 20)]
+        assert await env.peek_index("i1", 1, "SELECT k, sum(v) AS s FROM t GROUP BY k") == [(1, 21), (2, 40)]
+        early = asyncio.ensure_future(env.peek_index("i1", 5))
+        query = asyncio.ensure_future(env.peek_shard("u1", 5, "SELECT count(*) AS n FROM t"))
+        pid = env.orchestrator.pids()[ReplicaId("r1")]
+        await env.kill()
+        await env.until(lambda: env.orchestrator.pids().get(ReplicaId("r1"), pid) != pid)
+        assert not early.done()
+        await env.insert(5, u1=[(3, 30, 1)])
+        assert await early == [(1, 10), (1, 11), (2, 20), (2, 20), (3, 30)]
+        assert await query == [(5,)]
+
+    run(tmp_path, body)
+
+
+def test_bad_queries_are_answered_with_errors(tmp_path: Path) -> None:
+    async def body(env: Environment) -> None:
+        await env.create_tables("u1")
+        await env.insert(1, u1=[(1, 0, 1)])
+        started(env)
+        with pytest.raises(SqlError):
+            await env.peek_shard("u1", 1, "SELECT nonsense FROM nowhere")
+        with pytest.raises(SqlError) as large:
+            await env.peek_shard("u1", 1, "SELECT * FROM t", max_result_bytes=1)
+        assert large.value.sqlstate.startswith("53")
+        assert await env.peek_shard("u1", 1) == [(1, 0)]
+
+    run(tmp_path, body)
+
+
+def test_large_answers_flow_with_the_reader(tmp_path: Path) -> None:
+    async def body(env: Environment) -> None:
+        await env.create_tables("u1")
+        await env.insert(1, u1=[(k, k, 1) for k in range(1000)])
+        started(env)
+        query = "SELECT a.k, b.v FROM t a CROSS JOIN t b"
+        answer = await env.peek_shard("u1", 1, query)
+        assert len(answer) == 1_000_000
+
+    run(tmp_path, body)
+
+
+def test_errors_in_a_view_are_answered_and_retracted(tmp_path: Path) -> None:
     async def body(env: Environment) -> None:
         await env.create("u1", "u2")
-        await env.write("u1", rows((1, 10, 0, 1), (2, 20, 3, 1)), 5)
-        await env.create_view("u2", "u1", 2)
-        env.compute.initialization_complete()
-        env.storage.initialization_complete()
-        await env.written("u2", 5)
-        assert await env.contents("u2", 2) == {(1, 10): 1}
-        assert await env.contents("u2", 4) == {(1, 10): 1, (2, 20): 1}
-        for time in range(5, 30):
-            await env.write("u1", rows((time, time, time, 1)), time + 1)
-        await env.written("u2", 30)
-        assert await env.contents("u2", 29) == await env.contents("u1", 29)
-        assert await env.peek_shard("u2", 4) == [(1, 10), (2, 20)]
+        started(env)
+        await env.write("u1", rows((1, 1, 0, 1)), 1)
+        await env.create_view("u2", "u1", 0)
+        writer = env.shards["u1"]
+        failure = pa.RecordBatch.from_arrays(
+            [pa.array(["22012"]), pa.array(["division by zero"])], ["sqlstate", "message"]
+        )
+        for ts, diff in ((1, 1), (2, -1)):
+            change = errors_to_shard(Updates.at(failure, Timestamp(ts), diff), SCHEMA)
+            assert await writer.compare_and_append(change, Frontier(ts), Frontier(ts + 1)) is None
+        await env.written("u2", 3)
+        assert await env.peek_shard("u2", 0) == [(1, 1)]
+        with pytest.raises(SqlError, match="division by zero") as failed:
+            await env.peek_shard("u2", 1)
+        assert failed.value.sqlstate == "22012"
+        assert await env.peek_shard("u2", 2) == [(1, 1)]
+        stream = await env.subscribe("t1", "u2", 0)
+        events = [event async for event in stream]
+        assert [(e.lower, e.upper) for e in events] == [(0, 1), (1, 2)]
+        assert "division" in str(events[1].updates)
+
+    run(tmp_path, body)
+
+
+def test_corrupt_part_stalls_only_its_view(tmp_path: Path) -> None:
+    async def body(env: Environment) -> None:
+        await env.create_tables("u1", "u2")
+        await env.create("u3", "u4")
+        big = [(k, k, 1) for k in range(20_000)]
+        await env.insert(1, u1=big, u2=[(1, 1, 1)])
+        await env.log.apply_le(Timestamp(1))
+        for key_, _ in await env.blob.list_prefix(f"{shard_of('u1')}/"):
+            await env.blob.set(key_, b"\\0 damaged")
+        for id_, input_ in (("u3", "u1"), ("u4", "u2")):
+            await env.create_view(id_, input_, 1)
+        started(env)
+        await env.written("u4", 2)
+        stalled = lambda: [s for s in env.compute.statuses() if s.health is Health.STALLED]  # noqa: E731
+        await env.until(lambda: bool(stalled()))
+        (status,) = stalled()
+        assert status.id == "u3"
+        assert shard_of("u1") in status.message
+        for ts in range(2, 6):
+            await env.insert(ts, u1=[(1, 1, 1)], u2=[(ts, ts, 1)])
+        await env.written("u4", 6)
+        assert env.storage.frontiers(GlobalId("u3")).upper <= 1
+        with pytest.raises(SqlError) as corrupt:
+            await env.peek_shard("u1", 5)
+        assert corrupt.value.sqlstate == "XX001"
+        assert shard_of("u1") in corrupt.value.message
+        assert len(await env.peek_shard("u4", 5)) == 5
+
+    run(tmp_path, body)
+
+
+def test_dropping_ends_the_dataflow_and_frees_its_input(tmp_path: Path) -> None:
+    async def body(env: Environment) -> None:
+        await env.create_tables("u1")
+        await env.create("u2")
+        await env.insert(1, u1=[(1, 1, 1)])
+        await env.create_view("u2", "u1", 1)
+        started(env)
+        await env.written("u2", 2)
+        await env.compute.drop_collections([GlobalId("u2")])
+        await env.storage.drop_collections([GlobalId("u2")])
+        await env.insert(10_000, u1=[(2, 2, 1)])
+        await env.until(lambda: env.storage.frontiers(GlobalId("u1")).since > 1)
+        reader = await env.client.open_reader(shard_of("u2"), view_schema(SCHEMA), purpose="gone")
+        await env.until(lambda: reader.upper == DONE)
 
     run(tmp_path, body)
