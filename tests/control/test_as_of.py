@@ -76,6 +76,7 @@ CASES = {
     ),
     "view_far_ahead_of_its_input": ("s1(10,20) m(0,1000)", "m<-s1", 100, {}, "19"),
     "fresh_view": ("s1(10,20) m(10,10)", "m<-s1", 100, {}, "10"),
+    "view_without_contents_begins_where_its_inputs_do": ("s1(10,20) m(0,0) n(5,0)", "m<-s1 n<-s1", 100, {}, "19 10"),
     "fresh_view_with_since_ahead": ("s1(10,20) m(15,0)", "m<-s1", 100, {}, "15"),
 }
 

@@ -11,12 +11,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from penstock.control import Health, SubscribeEvent
+from penstock.compute.ir import Negate
+from penstock.control import (
+    ClusterSpec,
+    CollectionSpec,
+    ComputeController,
+    Health,
+    ProcessOrchestrator,
+    ReplicaSpec,
+    StorageController,
+    SubscribeEvent,
+)
 from penstock.control.answers import SubscribeStream
 from penstock.control.specs import ReplicaId
 from penstock.runtime import DONE, Frontier, GlobalId, SqlError, Timestamp, Updates
 from penstock.storage import errors_to_shard, view_schema
-from tests.control.environment import SCHEMA, Environment, rows, shard_of
+from tests.control.environment import CLUSTER, SCHEMA, TXNS, Environment, copy_of, rows, shard_of
 
 
 def run(directory: Path, body: Callable[[Environment], Awaitable[None]], **options: int) -> None:
@@ -291,3 +301,123 @@ def test_dropping_ends_the_dataflow_and_frees_its_input(tmp_path: Path) -> None:
         await env.until(lambda: reader.upper == DONE)
 
     run(tmp_path, body)
+
+
+class Adopting:
+    """An orchestrator whose replicas are another one's: they outlive the controller that uses it."""
+
+    def __init__(self, owner: ProcessOrchestrator) -> None:
+        self._owner = owner
+
+    async def ensure(self, replica: ReplicaId) -> str:
+        return await self._owner.ensure(replica)
+
+    async def drop(self, replica: ReplicaId) -> None:
+        await self._owner.drop(replica)
+
+    async def close(self) -> None:
+        pass
+
+
+async def successor(env: Environment, epoch: int) -> tuple[StorageController, ComputeController]:
+    """The controllers of the next coordinator, which finds the replicas running."""
+    storage = await StorageController.open(env.client, env.txns, epoch)
+    compute = ComputeController(storage, Adopting(env.orchestrator), txns_shard=TXNS)
+    await storage.create_collections([CollectionSpec(GlobalId("u1"), shard_of("u1"), SCHEMA, True)])
+    views = [CollectionSpec(GlobalId(id_), shard_of(id_), SCHEMA, False) for id_ in ("u2", "u3")]
+    await storage.create_collections(views)
+    await compute.create_cluster(ClusterSpec(CLUSTER, "test", (ReplicaSpec(ReplicaId("r1"), "r1"),)))
+    return storage, compute
+
+
+def test_a_new_coordinator_finds_its_dataflows_running(tmp_path: Path) -> None:
+    async def body(env: Environment) -> None:
+        await env.create_tables("u1")
+        await env.create("u2", "u3")
+        await env.insert(10_001, u1=[(1, 1, 1)])
+        for id_ in ("u2", "u3"):
+            await env.create_view(id_, "u1", 10_001)
+        await env.create_index("i1", "u1", 10_001)
+        started(env)
+        await env.insert(20_000, u1=[(2, 2, 1)])
+        await env.written("u2", 20_001)
+        await env.written("u3", 20_001)
+        pid = env.orchestrator.pids()
+
+        storage, compute = await successor(env, epoch=2)
+        changed = env.view("u3", "u1", 0, Negate(Negate(copy_of("u1"))))
+        flows = [(CLUSTER, env.index("i1", "u1", 0)), (CLUSTER, env.view("u2", "u1", 0)), (CLUSTER, changed)]
+        assert await compute.bootstrap(flows, Timestamp(20_000)) == {}
+        compute.initialization_complete()
+        storage.initialization_complete()
+        await env.insert(30_000, u1=[(3, 3, 1)])
+        await env.until(lambda: all(compute.frontiers(GlobalId(id_)).upper >= 30_001 for id_ in ("u2", "u3", "i1")))
+        for id_ in ("u2", "u3"):
+            assert await env.contents(id_, 30_000) == {(1, 1): 1, (2, 2): 1, (3, 3): 1}
+            assert await env.contents(id_, 19_999) == {(1, 1): 1}
+        assert env.orchestrator.pids() == pid
+        log = (env.directory / "run" / "r1.log").read_text()
+        assert "dropped=1 kept=2 wanted=3" in log
+        await compute.close()
+        await storage.close()
+
+    run(tmp_path, body)
+
+
+def test_input_since_past_view_upper_quarantines_one_view(tmp_path: Path) -> None:
+    async def body(env: Environment) -> None:
+        await env.create_tables("u1")
+        await env.create("u2", "u3")
+        await env.insert(1, u1=[(1, 1, 1)])
+        await env.create_view("u2", "u1", 1)
+        started(env)
+        await env.written("u2", 2)
+        await env.compute.drop_collections([GlobalId("u2")])  # as if law 5 had been broken: nothing holds u1 for u2
+        await env.insert(90_000, u1=[(2, 2, 1)])
+        await env.until(lambda: env.storage.frontiers(GlobalId("u1")).since > 80_000)
+
+        storage, compute = await successor(env, epoch=2)
+        await env.until(lambda: storage.frontiers(GlobalId("u1")).since > 80_000)
+        flows = [(CLUSTER, env.view(id_, "u1", 0)) for id_ in ("u2", "u3")]
+        quarantined = await compute.bootstrap(flows, Timestamp(90_000))
+        assert list(quarantined) == ["u2"]
+        compute.initialization_complete()
+        storage.initialization_complete()
+        await env.until(lambda: storage.frontiers(GlobalId("u3")).upper > 90_000)
+        (status,) = [s for s in compute.statuses() if s.health is Health.QUARANTINED]
+        assert status.id == "u2"
+        assert "recreate" in status.message
+        assert await env.contents("u2", 1) == {(1, 1): 1}
+        assert await env.contents("u3", 90_000) == {(1, 1): 1, (2, 2): 1}
+        await compute.drop_collections([GlobalId("u2")])
+        assert compute.statuses() == [] or all(s.health is Health.RUNNING for s in compute.statuses())
+        await compute.close()
+        await storage.close()
+
+    run(tmp_path, body)
+
+
+def test_a_restarted_environment_goes_on(tmp_path: Path) -> None:
+    async def first(env: Environment) -> None:
+        await env.create_tables("u1")
+        await env.create("u2")
+        await env.insert(1, u1=[(1, 1, 1)])
+        await env.create_view("u2", "u1", 1)
+        started(env)
+        await env.written("u2", 2)
+
+    async def second(env: Environment) -> None:
+        await env.create_tables("u1", ts=100)
+        await env.create("u2", "u3")
+        flows = [(CLUSTER, env.view(id_, "u1", 0)) for id_ in ("u2", "u3")]
+        assert await env.compute.bootstrap(flows, Timestamp(100)) == {}
+        started(env)
+        await env.insert(200, u1=[(1, 1, -1), (5, 5, 1)])
+        await env.written("u2", 201)
+        await env.written("u3", 201)
+        assert await env.contents("u2", 1) == {(1, 1): 1}
+        assert await env.contents("u2", 199) == {(1, 1): 1}
+        assert await env.contents("u2", 200) == await env.contents("u3", 200) == {(5, 5): 1}
+
+    run(tmp_path, first)
+    run(tmp_path, second, epoch=2)

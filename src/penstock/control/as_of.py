@@ -7,8 +7,7 @@ replay, best match with what replicas run. Hard constraints first:
 
 1. not before the since of any durable input (passed on to whoever reads the dataflow's indexes);
 2. for a view: at most one step before its shard's upper, so that it resumes where the durable output stopped
-(passed on
-   to the indexes it reads). A shard without content may start at its since instead.
+   (passed on to the indexes it reads).
 
 then soft ones, as far as the hard ones leave room:
 
@@ -118,11 +117,15 @@ class _Selection:
         for flow in self._flows.values():
             if flow.sink is None:
                 continue
-            output = self._storage[flow.sink]
+            output, lower = self._storage[flow.sink], self._bounds[flow.id].lower
+            if output.upper == 0:
+                # Nobody can have read anything of it: where it was promised to begin is good, later will do.
+                if output.since > 0:
+                    self._bounds[flow.id].cut_upper(max(output.since, lower))
+                continue
             fresh = output.upper <= output.since
             limit = output.since if fresh else Frontier(step_back(output.upper))
             if not self._bounds[flow.id].cut_upper(limit):
-                lower = self._bounds[flow.id].lower
                 self._fail(
                     flow,
                     f"its shard is complete up to {output.upper}, but its inputs are readable only from {lower} on",

@@ -20,7 +20,7 @@ import structlog
 
 from penstock.control.holds import HoldBook, ReadHold
 from penstock.control.specs import CollectionSpec, Frontiers
-from penstock.persist import Fenced, PersistClient, SinceHandle, WriteHandle
+from penstock.persist import ClientClosed, Fenced, PersistClient, SinceHandle, WriteHandle
 from penstock.runtime import (
     DONE,
     Clock,
@@ -203,6 +203,8 @@ class StorageController:
         while collection.upper < DONE:
             try:
                 collection.upper = await writer.wait_for_upper_past(collection.upper)
+            except ClientClosed:
+                return
             except ExternalError as error:
                 _log.warning("cannot follow a shard", id=collection.spec.id, error=error.message)
                 await self._clock.sleep(_TICK_SECONDS)

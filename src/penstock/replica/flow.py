@@ -63,6 +63,7 @@ class Flow:
         self.scheduled = False
         self.writable: set[GlobalId] = set()
         self.error: str | None = None
+        self.trouble = ""
         self._shards, self._reports, self._clock = shards, reports, clock
         self._loop = asyncio.get_running_loop()
         self._tasks = TaskOwner(f"flow-{description.id}", self._task_failed)
@@ -164,7 +165,7 @@ class Flow:
     def failed(self, message: str) -> None:
         """The graph is frozen: what it has read stays held, nothing moves."""
         self.error = message
-        self._reports.flow_status(self, stalled=True, message=message)
+        self._status(message)
 
     async def drop(self, worker: Worker) -> None:
         """End its tasks, then the graph. Nothing is reported any more."""
@@ -186,10 +187,10 @@ class Flow:
             self._reports.flow_moved(self, export)
 
     def source_stalled(self, name: str, message: str) -> None:
-        self._reports.flow_status(self, stalled=True, message=message)
+        self._status(message)
 
     def source_running(self, name: str) -> None:
-        self._reports.flow_status(self, stalled=False, message="")
+        self._status("")
 
     def source_broken(self, name: str, message: str) -> None:
         self._reports.flow_broken(self, message)
@@ -217,6 +218,11 @@ class Flow:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
             assert self._loop.is_closed()  # the process ends
+
+    def _status(self, trouble: str) -> None:
+        """What keeps the flow from going on, or nothing."""
+        self.trouble = trouble
+        self._reports.flow_status(self, stalled=bool(trouble), message=trouble)
 
     def _sink(self, export: ViewSink | SubscribeSink) -> OnData:
         """What the graph shall call with the results of `export`, on the worker thread."""
@@ -290,7 +296,7 @@ class _ViewReports:
         self._flow._reports.flow_moved(self._flow, self._id)
 
     def sink_stalled(self, message: str) -> None:
-        self._flow._reports.flow_status(self._flow, stalled=True, message=message)
+        self._flow._status(message)
 
     def sink_running(self) -> None:
-        self._flow._reports.flow_status(self._flow, stalled=False, message="")
+        self._flow._status("")

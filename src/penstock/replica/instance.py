@@ -117,7 +117,7 @@ class Instance:
     # From flows
 
     def flow_moved(self, flow: Flow, export: GlobalId) -> None:
-        if self._outbox is not None and self._flow_of.get(export) is flow:
+        if self._outbox is not None and self._pending is None and self._flow_of.get(export) is flow:
             output = flow.outputs[export]
             self._outbox.frontiers(export, write=flow.write_frontier(export), input=flow.input, output=output)
 
@@ -179,7 +179,7 @@ class Instance:
             keep = kept(running, wanted) if same_instance else set()
             dropped = [flow for flow in reversed(self._flows.values()) if flow.id not in keep]
             for flow in dropped:
-                await self._drop(flow)
+                await self._forget(flow)  # in silence: this controller may have created another one by its name
         _log.info("reconciled", kept=len(keep), dropped=len(dropped), wanted=len(wanted))
         for command in commands:
             create = command.create_dataflow if command.WhichOneof("kind") == "create_dataflow" else None
@@ -188,6 +188,8 @@ class Instance:
                 for export in flow.outputs:
                     flow.compact(self._worker, export, Frontier(create.as_of))
                     self.flow_moved(flow, export)
+                if flow.trouble:
+                    self.flow_status(flow, stalled=True, message=flow.trouble)
             else:
                 await self._apply(command)
         self._send(pb.Response(ready=pb.Ready(nonce=self._nonce, process=self._process)))
@@ -214,6 +216,8 @@ class Instance:
         self._flows[flow.id] = flow
         for export in flow.outputs:
             self._flow_of[export] = flow
+            if self._outbox is not None:
+                self._outbox.forget(export)
         indexes: dict[GlobalId, IndexTrace] = {}
         try:
             for index in flow.imported_indexes:
@@ -238,17 +242,17 @@ class Instance:
         flow.compact(self._worker, id_, frontier)
         if all(frontier == DONE for frontier in flow.compacted.values()):
             async with self._rebuilding:
-                await self._drop(flow)
+                await self._forget(flow)
+            if self._outbox is not None:
+                for export in flow.outputs:
+                    self._outbox.frontiers(export, write=DONE, input=DONE, output=DONE)
 
-    async def _drop(self, flow: Flow) -> None:
+    async def _forget(self, flow: Flow) -> None:
         del self._flows[flow.id]
         for export in flow.outputs:
             del self._flow_of[export]
         self._tell_changed()
         await flow.drop(self._worker)
-        if self._outbox is not None:
-            for export in flow.outputs:
-                self._outbox.frontiers(export, write=DONE, input=DONE, output=DONE)
 
     async def _rebuild(self, broken: Flow) -> None:
         """Begin a flow anew from as far back as anybody may read it, and everything that imports its indexes."""
@@ -289,5 +293,6 @@ class Instance:
         changed.set()
 
     def _send(self, response: pb.Response) -> None:
-        if self._outbox is not None:
+        """To the controller, unless it has not said yet what it knows of."""
+        if self._outbox is not None and self._pending is None:
             self._outbox.send(response)

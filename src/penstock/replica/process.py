@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -36,7 +37,7 @@ _SHUTDOWN_SECONDS = 0.8
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a replica until it is told to end. Returns the exit code."""
     options = _parse(arguments)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    _log_to_stderr()
     os.umask(0o077)  # the socket is for this user only
     asyncio.run(_serve(options))
     return 0
@@ -87,6 +88,19 @@ async def _serve(options: argparse.Namespace) -> None:
     worker.activate()
     sys.stderr.flush()
     os._exit(0)  # whatever still waits for a store must not hold the process; nothing here is worth waiting for
+
+
+def _log_to_stderr() -> None:
+    """One plain line per event: the parent collects them in a file."""
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ],
+    )
 
 
 def _post_failure(
