@@ -25,7 +25,7 @@ import pyarrow as pa
 import structlog
 
 from penstock.dataflow import InputHandle
-from penstock.persist import Listen, ReaderExpired
+from penstock.persist import ListenEvent, ReaderExpired
 from penstock.runtime import (
     Clock,
     ExternalError,
@@ -48,8 +48,8 @@ class ShardReader(Protocol):
     @property
     def since(self) -> Frontier: ...
     def snapshot(self, as_of: Timestamp, *, columns: Sequence[str] | None = None) -> AsyncIterator[Updates]: ...
-    async def subscribe(self, as_of: Timestamp) -> Listen: ...
-    async def listen(self, as_of: Timestamp) -> Listen: ...
+    async def subscribe(self, as_of: Timestamp) -> AsyncIterator[ListenEvent]: ...
+    async def listen(self, as_of: Timestamp) -> AsyncIterator[ListenEvent]: ...
     async def downgrade_since(self, since: Frontier) -> None: ...
     async def expire(self) -> None: ...
 
@@ -98,7 +98,7 @@ class ShardSource:
         self._frontier = Frontier(as_of)
         self._reader: ShardReader | None = None
         self._stalled = False
-        self._events: Listen | None = None
+        self._events: AsyncIterator[ListenEvent] | None = None
         self._snapshot_read = False
         self._fed_ahead = False  # whether updates at or beyond the frontier were fed
 
