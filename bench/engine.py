@@ -18,7 +18,18 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from penstock.dataflow import Aggregate, Collection, Dataflow, Function, InputHandle, SortKey, Worker, join, reduce, top_k
+from penstock.dataflow import (
+    Aggregate,
+    Collection,
+    Dataflow,
+    Function,
+    InputHandle,
+    SortKey,
+    Worker,
+    join,
+    reduce,
+    top_k,
+)
 from penstock.runtime import Frontier, Timestamp, Updates
 
 INPUT_ROWS = 1 << 17
@@ -101,7 +112,9 @@ class Bench:
             self.worker.step()
 
 
-def changes(table: pa.Table, rng: np.random.Generator, at: int, count: int, fresh: Callable[[int], pa.RecordBatch]) -> Updates:
+def changes(
+    table: pa.Table, rng: np.random.Generator, at: int, count: int, fresh: Callable[[int], pa.RecordBatch]
+) -> Updates:
     """`count` changes at time `at`: half retract rows of `table`, half insert new ones."""
     old = table.take(rng.integers(0, table.num_rows, count // 2)).combine_chunks().to_batches()[0]
     return Updates.concat([Updates.at(old, Timestamp(at), -1), Updates.at(fresh(count // 2), Timestamp(at))])
