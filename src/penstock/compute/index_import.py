@@ -21,9 +21,14 @@ def feed_from_index(trace: IndexTrace, handle: InputHandle, as_of: Timestamp) ->
     if trace.since > as_of:
         raise NotReadable(trace.name, as_of, trace.since, trace.upper)
     read_below = Frontier(0)
+    stops: list[Callable[[], None]] = []
 
     def advance(upper: Frontier) -> None:
         nonlocal read_below
+        if handle.abandoned:
+            for stop in stops:
+                stop()
+            return
         if upper <= as_of:
             return
         if read_below <= as_of:
@@ -38,7 +43,7 @@ def feed_from_index(trace: IndexTrace, handle: InputHandle, as_of: Timestamp) ->
         handle.advance_to(upper)
 
     def begin() -> None:
-        trace.on_advance(advance)
+        stops.append(trace.on_advance(advance))
         advance(trace.upper)
 
     return begin

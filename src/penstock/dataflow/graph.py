@@ -195,6 +195,7 @@ class Dataflow:
         self.operators: list[Operator] = []
         self.inputs: list[InputHandle] = []
         self.error: BaseException | None = None
+        self.detached = False
         self.shared: dict[Any, Operator] = {}
         self._wake: Callable[[Dataflow], None] = _nobody
         self._input_ready: Callable[[Operator], None] = _nobody
@@ -237,6 +238,7 @@ class Dataflow:
 
     def detach(self) -> None:
         """The worker lets go of the graph."""
+        self.detached = True
         self._wake = self._input_ready = _nobody
 
     def input_ready(self, operator: Operator) -> None:

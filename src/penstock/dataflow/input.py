@@ -67,6 +67,11 @@ class InputHandle:
         return self._frontier
 
     @property
+    def abandoned(self) -> bool:
+        """Nobody will ever take what is sent: the dataflow was dropped, or is frozen by an error."""
+        return self._operator.dataflow.detached or self._operator.dataflow.error is not None
+
+    @property
     def has_room(self) -> bool:
         return self._bytes < self._bytes_max
 

@@ -113,11 +113,13 @@ class IndexTrace:
         with self._lock:
             self._wanted_since = max(self._wanted_since, frontier)
 
-    def on_advance(self, listener: Callable[[Frontier], None]) -> None:
-        """Call `listener` with each new upper, on the worker thread. To be said before the index runs, or on
-        that thread.
+    def on_advance(self, listener: Callable[[Frontier], None]) -> Callable[[], None]:
+        """Call `listener` with each new upper, on the worker thread, until the returned function is called.
+
+        Both are to be said before the index runs, or on that thread.
         """
         self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
 
     def changes_since(self, t: Timestamp) -> Updates:
         """All updates at times after `t` that are held, consolidated: what a reader at `t` has not seen."""
@@ -158,7 +160,7 @@ class IndexTrace:
         state = self._state
         held = Updates.concat([state.errors, errors]).consolidate() if len(errors) else state.errors
         self._publish(held, state.since, upper)
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             listener(upper)
 
     def compact(self) -> bool:
