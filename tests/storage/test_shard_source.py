@@ -175,29 +175,6 @@ def test_back_pressure_bounds_what_waits_for_the_worker() -> None:
     run(body)
 
 
-def test_fetch_error_passes_the_hole() -> None:
-    """A damaged part freezes the source at its time, although later parts could be read."""
-
-    async def body(tasks: TaskOwner) -> None:
-        harness = Harness(tasks)
-        writer = await harness.writer()
-        for time in range(3):
-            before = {key for key, _ in await harness.blob.list_prefix("")}
-            await writer.compare_and_append(rows((time, time)), Frontier(time), Frontier(time + 1))
-            if time == 1:
-                (damaged,) = {key for key, _ in await harness.blob.list_prefix("")} - before
-        await harness.blob.set(damaged, b"no parquet")
-        harness.source(as_of=0)
-        await harness.reports.until(lambda: bool(harness.reports.events))
-        assert harness.shard in harness.reports.events[0]
-        assert damaged.rpartition("/")[2] in harness.reports.events[0]
-        assert harness.reports.frontiers[-1] <= 1
-        assert harness.feed.frontier <= 1
-        assert all(time < 1 for _, time, _ in harness.seen)
-
-    run(body)
-
-
 def test_an_as_of_below_the_since_freezes() -> None:
     async def body(tasks: TaskOwner) -> None:
         harness = Harness(tasks)
