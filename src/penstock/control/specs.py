@@ -90,7 +90,7 @@ class Peek:
     """A one-off read at `timestamp`.
 
     `query`: DataFusion SQL over tables named as in `inputs`, or None for the rows of the single input as they
-    are. `max_result_bytes`: a larger answer is refused with SQLSTATE 53400 rather than filling the process.
+    are. `max_result_bytes`: a larger answer is refused with SQLSTATE 53000 rather than filling the process.
     """
 
     timestamp: Timestamp

@@ -28,7 +28,7 @@ _log = structlog.get_logger("penstock.replica.peeks")
 
 _CHUNK_BYTES = 1 << 20
 _CHUNK_ROWS_MIN = 64
-_THREADS = 4
+_THREADS = 8
 _PEEKS_MAX = 10_000
 
 
