@@ -29,7 +29,7 @@ class Trace:
     """The runs of one arrangement, oldest (largest) first. `runs` may be read from any thread; changes are
     the owner's."""
 
-    __slots__ = ("_merge", "_merge_at", "_merge_at_once", "_merge_in_slices", "runs")
+    __slots__ = ("_full", "_merge", "_merge_at", "_merge_at_once", "_merge_in_slices", "runs")
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class Trace:
         self.runs: tuple[Run, ...] = ()
         self._merge: Generator[None, None, Run] | None = None
         self._merge_at = 0
+        self._full = False
 
     @property
     def rows(self) -> int:
@@ -64,6 +65,10 @@ class Trace:
         """Put other runs in place (their times were dropped, say). A merge in progress is given up."""
         self.runs = runs
         self._merge = None
+
+    def merge_fully(self) -> None:
+        """Let `merge_some` go on until one run is left: its reader spends more on what would cancel."""
+        self._full = len(self.runs) > 1
 
     @property
     def wants_merge(self) -> bool:
@@ -97,6 +102,9 @@ class Trace:
             self.runs = (*self.runs[:-2], merged) if len(merged) else self.runs[:-2]
 
     def _candidate(self) -> int | None:
+        if self._full:
+            self._full = len(self.runs) > 1
+            return len(self.runs) - 2 if self._full else None
         for at in range(len(self.runs) - 2, -1, -1):
             older, newer = self.runs[at], self.runs[at + 1]
             if len(older) < _GROWTH * len(newer) and _mergeable(older, newer):

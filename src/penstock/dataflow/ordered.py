@@ -40,12 +40,15 @@ look."""
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
-    """First rows of some groups: `rows`, in order; `groups`: for each the number of its group; `counts`:
-    multiplicities."""
+    """First rows of some groups: `rows`, in order; `groups`: the number of each row's group; `counts`: multiplicities.
+
+    `depth`: how many rows had to be seen for one group, at most.
+    """
 
     rows: pa.RecordBatch
     groups: Indices
     counts: Diffs
+    depth: int = 0
 
 
 def build(hashes: U64, rows: pa.RecordBatch, diffs: Diffs, order: Sequence[SortKey]) -> Run:
@@ -113,15 +116,18 @@ def heads(
     hashes: U64,
     keys: pa.RecordBatch,
     count: int,
+    *,
+    ask: int = 0,
 ) -> Head:
     """The first `count` rows (with multiplicity) of each of n different groups, and perhaps some after them.
 
-    `hashes`, `keys`: of the groups. Rows with a negative sum are included as they are.
+    `hashes`, `keys`: of the groups. `ask`: rows to read from each run at first, if more than usual. Rows with a
+    negative sum are included as they are.
     """
     runs = [run for run in runs if len(run)]
     bounds = [ranges(run, hashes) for run in runs]
     open_ = np.arange(len(hashes))
-    ask = min(count, ALL_ROWS) + _SLACK_ROWS
+    ask = max(ask, min(count, ALL_ROWS) + _SLACK_ROWS)
     found: list[Head] = []
     while len(open_) and runs:
         head, complete = _candidates(runs, bounds, key, order, keys, open_, ask, count)
@@ -138,6 +144,7 @@ def heads(
         concat_rows([head.rows for head in found]),
         np.concatenate([head.groups for head in found]),
         np.concatenate([head.counts for head in found]),
+        max(head.depth for head in found),
     )
 
 
@@ -195,13 +202,15 @@ def _candidates(
     sizes = np.diff(np.append(group_starts, len(group)))
     bounds_before = np.cumsum(bound) - bound
     known = bounds_before == np.repeat(bounds_before[group_starts], sizes)
-    positive = np.cumsum(np.where(known & (counts > 0), counts, 0))
     total = np.add.reduceat(np.where(known & (counts > 0), counts, 0), group_starts)
-    del positive
     bounded = np.logical_or.reduceat(bound, group_starts)
     sufficient = ~bounded | (total >= count)
     keep = np.repeat(sufficient, sizes) & known & (counts != 0)
     complete = np.ones(len(asked), dtype=bool)
     complete[np.isin(asked, group[group_starts[~sufficient]])] = False
     kept = np.flatnonzero(keep)
-    return Head(take_rows(rows, permutation[firsts[kept]]), group[kept], counts[kept]), complete
+    # rows that had to be seen: those before the last of the first `count`, cancelled ones included
+    seen = np.cumsum(np.where(keep, np.maximum(counts, 0), 0))
+    needed = seen - np.repeat((seen - np.maximum(counts * keep, 0))[group_starts], sizes) < count
+    depth = int(np.add.reduceat(needed, group_starts).max()) + 1
+    return Head(take_rows(rows, permutation[firsts[kept]]), group[kept], counts[kept], depth), complete

@@ -30,6 +30,7 @@ _CANCEL_ROWS_MIN = 1 << 13
 
 
 _DIRECTORY_ROWS_MIN = 1 << 15
+_DIRECTORY_PROBES_MIN = 64
 _ROWS_PER_ENTRY = 4
 
 
@@ -106,7 +107,7 @@ class Run:
 def ranges(run: Run, probes: U64) -> tuple[Indices, Indices]:
     """For each probed hash the half-open range of positions in `run` that have it."""
     count = len(run)
-    if count < _DIRECTORY_ROWS_MIN or len(probes) * 16 > count:
+    if count < _DIRECTORY_ROWS_MIN or len(probes) * 16 > count or len(probes) < _DIRECTORY_PROBES_MIN:
         lows = np.searchsorted(run.keys, probes, side="left")
         highs = lows.copy()
         found = np.flatnonzero(run.keys[np.minimum(lows, count - 1)] == probes) if count else lows[:0]
