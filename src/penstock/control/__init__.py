@@ -7,6 +7,7 @@ All of it runs on one asyncio loop and keeps no durable state of its own but the
 know SQL text or sessions.
 """
 
+from penstock.control.answers import PeekStream, SubscribeStream
 from penstock.control.compute import ComputeController
 from penstock.control.holds import HoldBook, ReadHold, SinceError
 from penstock.control.orchestrator import Orchestrator, ProcessOrchestrator
@@ -26,7 +27,7 @@ from penstock.control.specs import (
     ShardRead,
     SubscribeEvent,
 )
-from penstock.control.storage import StorageController
+from penstock.control.storage import CoordinatorFenced, StorageController
 
 __all__ = [
     "ClusterId",
@@ -34,6 +35,7 @@ __all__ = [
     "CollectionSpec",
     "ComputeController",
     "Constant",
+    "CoordinatorFenced",
     "Frontiers",
     "Health",
     "HoldBook",
@@ -42,6 +44,7 @@ __all__ = [
     "Orchestrator",
     "Peek",
     "PeekInput",
+    "PeekStream",
     "ProcessOrchestrator",
     "ReadHold",
     "ReplicaId",
@@ -50,4 +53,5 @@ __all__ = [
     "SinceError",
     "StorageController",
     "SubscribeEvent",
+    "SubscribeStream",
 ]

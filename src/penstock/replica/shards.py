@@ -73,7 +73,8 @@ class Shards:
         is_table: bool,
         columns: Sequence[str] | None,
     ) -> Updates:
-        """The consolidated contents at `at`, as soon as it is complete. Raises `DataError` when they have an error.
+        """The contents at `at`, as soon as it is complete: each diff is positive. Raises `DataError` when they have
+        an error.
 
         Raises `SinceError` when `at` is compacted away, `CorruptBlobError`, or the store's error.
         """
@@ -88,7 +89,7 @@ class Shards:
             parts = await self._snapshot(shard, schema, at, is_table, names)
         if not parts:
             return Updates.empty(wanted)
-        contents = await asyncio.to_thread(lambda: Updates.concat(parts).consolidate())
+        contents = await asyncio.to_thread(_sum, parts)
         if is_table:
             return contents
         rows, errors = split_shard_updates(contents, wanted)
@@ -133,6 +134,12 @@ class Shards:
                     self._peek_readers.pop(shard, None)
                 except ExternalError as error:
                     _log.warning("peek reader not downgraded", shard=shard, error=error.message)
+
+
+def _sum(parts: list[Updates]) -> Updates:
+    """Contents whose diffs are all positive. Where nothing was ever retracted there is nothing to cancel."""
+    contents = Updates.concat(parts)
+    return contents if (contents.diffs > 0).all() else contents.consolidate()
 
 
 async def _expire(reader: ShardReader) -> None:
