@@ -1,4 +1,5 @@
-"""Scalar expressions three ways: on kernels, as a plan over the batch, and in an ad-hoc SELECT. All must agree on values,
+"""Scalar expressions three ways: on kernels, as a plan over the batch, and in an ad-hoc SELECT. All must
+agree on values,
 NULLs and on which rows fail."""
 
 from __future__ import annotations
@@ -291,7 +292,12 @@ def test_a_filter_protects_the_expressions_behind_it() -> None:
 
 def test_errors_carry_sqlstate_message_and_row() -> None:
     expr = scalar_of("a / b + cast(s as bigint)")
-    rows = [{"a": 1, "b": 1, "s": "2"}, {"a": 1, "b": 0, "s": "2"}, {"a": 1, "b": 1, "s": "x"}, {"a": 1, "b": 0, "s": "x"}]
+    rows = [
+        {"a": 1, "b": 1, "s": "2"},
+        {"a": 1, "b": 0, "s": "2"},
+        {"a": 1, "b": 1, "s": "x"},
+        {"a": 1, "b": 0, "s": "x"},
+    ]
     result = compile_scalars(None, [expr], pa.schema([("r", pa.int64())]))(
         pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
     )

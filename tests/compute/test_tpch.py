@@ -1,4 +1,6 @@
-"""All 22 queries of TPC-H as maintained views, equal to DataFusion's answer under random changes in all tables."""
+"""All 22 queries of TPC-H as maintained views, equal to DataFusion's answer under random changes in all
+tables.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Database:
         }
 
     def change(self, share: float, time: int) -> dict[str, Updates]:
-        """Take away a random `share` of the rows and bring back half of those away before; returns the changes."""
+        """Take away a random `share` of the rows and bring back half of those away before; returns the
+        changes.
+        """
         changes = {}
         for name, batch in self.all.items():
             chances = np.where(self.present[name], share, 0.5)

@@ -198,7 +198,9 @@ def test_a_read_only_sink_follows_and_keeps_nothing() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_racing_writers_on_unreliable_stores(seed: int) -> None:
-    """Three copies of a sink, fed at different speeds, one of them restarted: the shard is right at every time."""
+    """Three copies of a sink, fed at different speeds, one of them restarted: the shard is right at every
+    time.
+    """
 
     async def body(tasks: TaskOwner) -> None:
         random = np.random.default_rng(seed)

@@ -22,6 +22,7 @@ from penstock.compute import demand, lower_aggregate, lower_join, lower_window
 from penstock.compute.ir import (
     Cast,
     Column,
+    Filter,
     Get,
     Join,
     JoinKind,
@@ -32,7 +33,6 @@ from penstock.compute.ir import (
     Scalar,
     SingleRow,
     SortKey,
-    TemporalFilter,
     TopK,
     Union,
     columns_of,
@@ -40,11 +40,12 @@ from penstock.compute.ir import (
     conjunction,
     conjuncts,
     fields_of,
+    inputs_of,
     literal_scalar,
     make_constant,
 )
 from penstock.compute.lower_scalar import ScalarLowering
-from penstock.compute.lower_temporal import split_temporal
+from penstock.compute.lower_temporal import filter_with_time, refuse_now, split_temporal, valid_while
 from penstock.compute.normalize import filter_rows, project, take_columns, with_columns
 from penstock.compute.substrait_values import SubstraitValues
 from penstock.runtime import SqlError
@@ -69,6 +70,7 @@ def from_substrait(plan: bytes, inputs: Mapping[str, tuple[str, pa.Schema]]) -> 
     if len(roots) != 1:
         raise SqlError(f"the serialised plan has {len(roots)} results where one is expected")
     rel = _Lowering(message, inputs).rel(roots[0].input)
+    _refuse_now_outside_filters(rel)
     names = tuple(roots[0].names)
     if len(names) != rel.arity:
         raise SqlError(f"the plan names {len(names)} of its {rel.arity} columns")
@@ -156,7 +158,7 @@ class _Lowering:
             )
         for condition in ("filter", "best_effort_filter"):
             if read.HasField(condition):
-                rel = filter_rows(rel, self.scalars.scalar(getattr(read, condition), rel.types))
+                rel = filter_with_time(rel, self.scalars.scalar(getattr(read, condition), rel.types))
         if read.HasField("projection"):
             rel = take_columns(rel, tuple(item.field for item in read.projection.select.struct_items))
         return rel
@@ -191,9 +193,7 @@ class _Lowering:
         result = filter_rows(rel, conjunction(on_input))
         if attached.rel is not rel:
             result = filter_rows(_rebase(attached.rel, rel, result), conjunction(on_attached))
-        if lower or upper:
-            result = TemporalFilter(result, tuple(lower), tuple(upper))
-        return take_columns(result, tuple(range(rel.arity)))
+        return take_columns(valid_while(result, lower, upper), tuple(range(rel.arity)))
 
     def _project(self, message: Any, rel: Rel) -> Rel:
         attached = _Attached(self, rel)
@@ -253,6 +253,23 @@ class _Lowering:
         if not isinstance(bound, Literal) or not isinstance(bound.value, int | None):
             raise SqlError("LIMIT and OFFSET of a maintained view must be constants", sqlstate="0A000")
         return bound.value
+
+
+def _refuse_now_outside_filters(rel: Rel) -> None:
+    """Raise `SqlError` 0A000 when mz_now() is left anywhere but in the bounds of temporal filters."""
+    match rel:
+        case Project():
+            scalars: tuple[Scalar, ...] = rel.exprs
+        case Filter():
+            scalars = (rel.predicate,)
+        case Join() if rel.residual is not None:
+            scalars = (rel.residual,)
+        case _:
+            scalars = ()
+    for scalar in scalars:
+        refuse_now(scalar)
+    for child in inputs_of(rel):
+        _refuse_now_outside_filters(child)
 
 
 def _single_row(rel: Rel) -> Rel:

@@ -21,6 +21,7 @@ from penstock.compute.ir import (
     substitute,
 )
 from penstock.compute.ir import Column as ColumnRef
+from penstock.compute.lower_temporal import split_temporal, valid_while
 from penstock.compute.normalize import filter_rows, take_columns, with_columns
 from penstock.runtime import SqlError
 
@@ -65,7 +66,11 @@ def lower(lowering: _Lowering, message: Any) -> Rel:
         terms = [substitute(term, turned) for term in terms]
     if message.common.hint.alias == NULL_AWARE and kind is JoinKind.ANTI:
         kind = JoinKind.NULL_AWARE_ANTI
-    joined = make_join(left, right, kind, terms)
+    lower_bounds: list[Scalar] = []
+    upper_bounds: list[Scalar] = []
+    if kind is JoinKind.INNER:
+        terms, lower_bounds, upper_bounds = split_temporal(terms)
+    joined = valid_while(make_join(left, right, kind, terms), lower_bounds, upper_bounds)
     if swapped and joined.arity == len(types):
         return take_columns(joined, (*range(left.arity, len(types)), *range(left.arity)))
     return joined

@@ -10,7 +10,19 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from penstock.compute.ir import Call, Cast, Literal, Scalar, children_of, make_literal
+from penstock.compute.ir import (
+    Call,
+    Cast,
+    Literal,
+    Rel,
+    Scalar,
+    TemporalFilter,
+    children_of,
+    conjunction,
+    conjuncts,
+    make_literal,
+)
+from penstock.compute.normalize import filter_rows
 from penstock.runtime import SqlError
 
 MZ_NOW = "mz_now"
@@ -43,6 +55,17 @@ def split_temporal(terms: list[Scalar]) -> tuple[list[Scalar], list[Scalar], lis
         if name == "gt":
             lower.append(_bound(bound, up=False, add=1))
     return plain, lower, upper
+
+
+def valid_while(rel: Rel, lower: list[Scalar], upper: list[Scalar]) -> Rel:
+    """`rel` while ``mz_now()`` lies within all bounds."""
+    return TemporalFilter(rel, tuple(lower), tuple(upper)) if lower or upper else rel
+
+
+def filter_with_time(rel: Rel, predicate: Scalar) -> Rel:
+    """`rel` with only the rows for which `predicate`, which may compare with ``mz_now()``, is true."""
+    plain, lower, upper = split_temporal(conjuncts(predicate))
+    return valid_while(filter_rows(rel, conjunction(plain)), lower, upper)
 
 
 def uses_now(scalar: Scalar) -> bool:

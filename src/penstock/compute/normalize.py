@@ -16,6 +16,7 @@ from penstock.compute.ir import (
     Project,
     Rel,
     Scalar,
+    TemporalFilter,
     TopK,
     Window,
     columns_of,
@@ -58,6 +59,8 @@ def filter_rows(rel: Rel, predicate: Scalar | None) -> Rel:
         pushed = substitute(predicate, rel.exprs)
         if size_of(pushed) <= _FUSED_SIZE_MAX:
             return Project(filter_rows(rel.input, pushed), rel.exprs, rel.names)
+    if isinstance(rel, TemporalFilter):
+        return TemporalFilter(filter_rows(rel.input, predicate), rel.lower, rel.upper)
     if isinstance(rel, Window):
         return _filter_window(rel, predicate)
     return Filter(rel, predicate)
