@@ -77,6 +77,7 @@ class ReadHandle:
         self.schema = schema
         self._last_since = Frontier(entry.since)
         self._requested = Frontier(entry.since)
+        self._given_up = Frontier(entry.since)
         self._pins: dict[_Pin, Frontier] = {}
         self._leases: Counter[int] = Counter()
         self._on_expire = on_expire
@@ -173,6 +174,11 @@ class ReadHandle:
         following = any(pin.follows for pin in self._pins)
         return pinned if following else min(pinned, self._requested)
 
+    def give_up(self) -> Frontier:
+        """`wanted_since`, for a commit that begins now: reads below it are refused from here on, before it is durable."""
+        self._given_up = max(self._given_up, self.wanted_since())
+        return self._given_up
+
     def advanced(self, state: State) -> None:
         """Called for each new version: make the hold durable when it has fallen far behind."""
         entry = state.readers.get(self.reader_id)
@@ -192,7 +198,7 @@ class ReadHandle:
             lambda state, attempt: commands.downgrade_reader(
                 state,
                 reader=self.reader_id,
-                since=self.wanted_since(),
+                since=self.give_up(),
                 hold=self.hold(state),
                 now_ms=attempt.now_ms,
             )
@@ -220,8 +226,9 @@ class ReadHandle:
 
     def _check_readable(self, as_of: Timestamp) -> None:
         self._check_live(self._shard.state)
-        if as_of < self.since:
-            raise SinceError(self.shard, as_of, self.since)
+        since = max(self.since, self._given_up)
+        if as_of < since:
+            raise SinceError(self.shard, as_of, since)
 
     def _pin(self, pin: _Pin, since: Frontier) -> None:
         self._pins[pin] = since

@@ -55,8 +55,8 @@ class LocalReader(Protocol):
         """The oldest version it still reads from, at most `state`'s."""
         ...
 
-    def wanted_since(self) -> Frontier:
-        """How far its since may go."""
+    def give_up(self) -> Frontier:
+        """How far its since may go; it lets nobody read below that any more."""
         ...
 
     def advanced(self, state: State) -> None:
@@ -181,7 +181,7 @@ class Shard:
         stale = entry.heartbeat_ms + entry.lease_ms // 4 < now_ms
         if not stale and hold < entry.hold + self.config.hold_versions:
             return None
-        since = max(entry.since, local.wanted_since())
+        since = max(entry.since, local.give_up())
         return replace(entry, hold=hold, since=since, heartbeat_ms=max(entry.heartbeat_ms, now_ms))
 
     # Learning of versions

@@ -24,7 +24,7 @@ from penstock.persist.client import PersistClient
 from penstock.persist.errors import ClientClosed, ReaderExpired
 from penstock.persist.read import Listen, ListenEvent, ReadHandle
 from penstock.persist.store import ShardId
-from penstock.persist.txn.rows import TXNS_SCHEMA, Entry, Registration, Write, decode
+from penstock.persist.txn.rows import TXNS_SCHEMA, Ending, Entry, Registration, Write, decode
 from penstock.runtime import (
     ExternalError,
     Frontier,
@@ -59,6 +59,8 @@ class TxnsLog:
     def __init__(self, reader: ReadHandle, listen: Listen) -> None:
         self.progress = Frontier(0)
         self.registrations: dict[ShardId, Registration] = {}
+        self.endings: dict[bytes, Ending] = {}
+        """By payload: shards that are not registered any more and whose own uppers may not show it yet."""
         self.unapplied_bytes = 0
         self._reader = reader
         self._listen = listen
@@ -120,6 +122,8 @@ class TxnsLog:
         """Whether the log contains `entry` now."""
         if isinstance(entry, Write):
             return entry.payload in self._writes.get(entry.shard, {})
+        if isinstance(entry, Ending):
+            return entry.payload in self.endings
         registration = self.registrations.get(entry.shard)
         return registration is not None and registration.payload == entry.payload
 
@@ -200,6 +204,9 @@ class TxnsLog:
             for follower in followers:
                 follower.registered(entry.ts)
             return
+        if isinstance(entry, Ending):
+            self.endings[entry.payload] = entry
+            return
         self._writes.setdefault(entry.shard, {})[entry.payload] = entry
         self.unapplied_bytes += len(entry.payload)
         for follower in followers:
@@ -211,6 +218,9 @@ class TxnsLog:
                 del self.registrations[entry.shard]
                 for follower in list(self._followers.get(entry.shard, ())):
                     follower.forgotten()
+            return
+        if isinstance(entry, Ending):
+            del self.endings[entry.payload]
             return
         writes = self._writes[entry.shard]
         del writes[entry.payload]

@@ -30,12 +30,13 @@ TXNS_SCHEMA = pa.schema([("shard", pa.string()), ("payload", pa.binary())])
 
 _FORMAT = b"\x01"
 _REGISTRATION = _FORMAT + b"r"
+_ENDING = _FORMAT + b"e"
 _WRITE = _FORMAT + b"w"
 
 
 @dataclass(frozen=True, eq=False)
-class Registration:
-    """`shard` is written through transactions only, from `ts` on."""
+class _Bound:
+    """One end of the time for which a shard is registered."""
 
     shard: ShardId
     ts: Timestamp
@@ -45,10 +46,23 @@ class Registration:
     def schema(self) -> pa.Schema:
         return decode_schema(self.payload[10:])
 
+
+class Registration(_Bound):
+    """`shard` is written through transactions only, from `ts` on."""
+
     @staticmethod
     def new(shard: ShardId, ts: Timestamp, schema: bytes) -> Registration:
         """`schema` as `parts.encode_schema` gives it."""
         return Registration(shard, ts, _REGISTRATION + int(ts).to_bytes(8, "big") + schema)
+
+
+class Ending(_Bound):
+    """`shard` is not registered after `ts`, and its own upper may not have been moved there yet."""
+
+    @staticmethod
+    def new(registration: Registration, ts: Timestamp) -> Ending:
+        payload = _ENDING + int(ts).to_bytes(8, "big") + registration.payload[10:]
+        return Ending(registration.shard, ts, payload)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +95,15 @@ class Write:
         return Write(batch, _WRITE + batch.to_bytes())
 
 
-Entry = Registration | Write
+Entry = Registration | Ending | Write
 
 
 def decode(shard: str, payload: bytes) -> Entry:
     """The entry of a row. Raises `InternalError` for one that this program does not know."""
     kind, body = payload[:2], payload[2:]
-    if kind == _REGISTRATION:
-        return Registration(ShardId(shard), Timestamp(int.from_bytes(body[:8], "big")), payload)
+    if kind in (_REGISTRATION, _ENDING):
+        bound = Registration if kind == _REGISTRATION else Ending
+        return bound(ShardId(shard), Timestamp(int.from_bytes(body[:8], "big")), payload)
     if kind == _WRITE:
         return Write(Batch.from_bytes(body), payload)
     raise InternalError(f"transaction log row for {shard} has the unknown kind {kind!r}; is this program too old?")

@@ -15,9 +15,9 @@ not at all, in any crash:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import structlog
@@ -28,7 +28,7 @@ from penstock.persist.parts import encode_schema
 from penstock.persist.since import SinceHandle
 from penstock.persist.store import ShardId
 from penstock.persist.txn.log import TxnsLog
-from penstock.persist.txn.rows import TXNS_SCHEMA, Entry, Registration, Write, encode
+from penstock.persist.txn.rows import TXNS_SCHEMA, Ending, Entry, Registration, Write, encode
 from penstock.persist.write import Batch, WriteHandle
 from penstock.runtime import (
     DONE,
@@ -42,6 +42,7 @@ from penstock.runtime import (
     step_back,
 )
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 _log = structlog.get_logger("penstock.txn")
@@ -81,8 +82,8 @@ class TxnsWriter:
         self._shards: dict[ShardId, WriteHandle] = {}
         self._committing = asyncio.Lock()
         self._applying = asyncio.Lock()
-        self._tidy: dict[bytes, Write] = {}
-        """Applied, and to be retracted with the next commit."""
+        self._tidy: dict[bytes, Entry] = {}
+        """By payload: applied, and to be retracted with the next commit."""
         self._clock = writer._shard.clock
         self._compacted_s = self._clock.monotonic()
         self._tasks = TaskOwner("txns-writer")
@@ -122,12 +123,18 @@ class TxnsWriter:
         async with self._committing:
             if ts < self.upper:
                 return TooLate(self.upper)
-            await self._catch_up()
             if self._log.unapplied_bytes > UNAPPLIED_BYTES_MAX:
                 await self.apply_le(step_back(self._log.progress))
+            expected = await self._catch_up()
+            unknown = writes.keys() - self._log.registrations.keys()
+            if unknown:
+                upper = await self._writer.fetch_recent_upper()
+                if upper > expected:
+                    return TooLate(upper)  # another writer may have registered them
+                raise InvalidUsage(f"writes at {ts} to {', '.join(unknown)}, which are not registered")
             batches = await self._store(writes, ts)
             try:
-                late = await self._append([Write.new(batch) for batch in batches], [], ts)
+                late = await self._append([Write.new(batch) for batch in batches], [], expected, ts)
             except Determinate:
                 await self._discard(batches)
                 raise
@@ -144,7 +151,7 @@ class TxnsWriter:
         async with self._committing:
             if ts < self.upper:
                 return TooLate(self.upper)
-            await self._catch_up()
+            expected = await self._catch_up()
             entries = []
             for shard, schema in shards.items():
                 known = self._log.registrations.get(shard)
@@ -159,7 +166,7 @@ class TxnsWriter:
                 raise InvalidUsage(f"one of the shards {', '.join(shards)} is finalized; it cannot be registered")
             if upper > ts + 1:
                 return TooLate(upper)  # it was written beyond ts already, without transactions
-            return await self._append(entries, [], ts)
+            return await self._append(entries, [], expected, ts)
 
     async def forget(self, shards: list[ShardId], ts: Timestamp) -> TooLate | None:
         """These shards are no longer written by `commit_at`; from ``ts + 1`` on they have their own upper
@@ -168,14 +175,13 @@ class TxnsWriter:
         async with self._committing:
             if ts < self.upper:
                 return TooLate(self.upper)
-            await self._catch_up()
-            await self.apply_le(step_back(self._log.progress))
-            entries = [self._log.registrations[shard] for shard in shards if shard in self._log.registrations]
-            late = await self._append([], entries, ts)
+            expected = await self._catch_up()
+            known = [self._log.registrations[shard] for shard in shards if shard in self._log.registrations]
+            endings = [Ending.new(registration, ts) for registration in known]
+            await self.apply_le(step_back(expected))  # nobody would look for their writes any more
+            late = await self._append(endings, known, expected, ts)
             if late is None:
-                await self._advance(entries, Frontier(ts + 1))
-                for entry in entries:
-                    self._shards.pop(entry.shard, None)
+                await self._end(endings)
             return late
 
     async def apply_le(self, ts: Timestamp) -> None:
@@ -185,10 +191,12 @@ class TxnsWriter:
         large writes, which read the shard.
         """
         async with self._applying:
-            if self.upper > 0:
-                await self._log.wait_past(min(ts, step_back(self.upper)))
+            upper = self.upper if ts < self.upper else await self._writer.fetch_recent_upper()
+            if upper > 0:
+                await self._log.wait_past(min(ts, step_back(upper)))
             found = self._log.unapplied_le(ts)
-            await _all([self._apply_shard(*item) for item in found.items()])
+            await _each(self._apply_shard, found.values())
+            await self._end([ending for ending in self._log.endings.values() if ending.ts <= ts])
         self._compact_now_and_then()
 
     async def compact_to(self, ts: Timestamp) -> None:
@@ -213,12 +221,15 @@ class TxnsWriter:
         await self._tasks.close()
         await self._log.close()
 
-    async def _catch_up(self) -> None:
-        """Read the log up to where the next append will be: only then is it known what may be written
-        there.
+    async def _catch_up(self) -> Frontier:
+        """Read the log up to where the next append is to be; returns that upper.
+
+        What the log says at that moment is what the append may rely on. It expects this very upper, so it fails if
+        anybody has changed the log since.
         """
         if self.upper > 0:
             await self._log.wait_past(step_back(self.upper))
+        return self._log.progress
 
     async def _store(self, writes: dict[ShardId, list[Updates]], ts: Timestamp) -> list[Batch]:
         """Store the updates of each shard as one batch at `ts`. On an error none is left behind, where
@@ -226,43 +237,42 @@ class TxnsWriter:
         """
         stored: list[Batch] = []
 
-        async def store(shard: ShardId, parts: list[Updates]) -> None:
-            registration = self._log.registrations.get(shard)
-            if registration is None:
-                raise InvalidUsage(f"shard {shard} is not registered at {ts}; its writes cannot be committed")
-            updates = [part for part in parts if len(part)]
+        async def store(shard: ShardId) -> None:
+            updates = [part for part in writes[shard] if len(part)]
             if updates:
-                writer = await self._shard_writer(shard, registration.schema)
+                writer = await self._shard_writer(shard, self._log.registrations[shard].schema)
                 stored.append(await writer.batch(Updates.concat(updates), Frontier(ts), Frontier(ts + 1)))
 
         try:
-            await _all([store(*item) for item in writes.items()])
+            await _each(store, writes)
         except Exception:
             await self._discard(stored)
             raise
         return stored
 
-    async def _append(self, added: Sequence[Entry], retracted: Sequence[Entry], ts: Timestamp) -> TooLate | None:
-        """Append to the log at `ts`, with the retractions that are due, if nobody else has appended
-        meanwhile.
+    async def _append(
+        self, added: Sequence[Entry], retracted: Sequence[Entry], expected: Frontier, ts: Timestamp
+    ) -> TooLate | None:
+        """Append to the log at `ts`, with the retractions that are due, if its upper is still `expected`.
 
-        Somebody has: the answer is `TooLate` at that upper even when `ts` is not below it. What was checked
-        against the log (registrations above all) is then no longer certain, and the caller comes back with
-        a new time anyway.
+        Somebody has moved it: the answer is `TooLate` at that upper even when `ts` is not below it. What was checked
+        against the log (registrations above all) is then no longer certain, and the caller comes back with a new time
+        anyway.
         """
-        expected = self._log.progress
         if ts < expected:
             return TooLate(expected)
-        tidy = [write for write in self._tidy.values() if self._log.holds(write)]
+        tidy = [entry for entry in self._tidy.values() if self._log.holds(entry)]
         updates = encode(added, [*retracted, *tidy], ts)
         result = await self._writer.compare_and_append(updates, expected, Frontier(ts + 1))
         if isinstance(result, Mismatch):
             return TooLate(result.current_upper)
-        for write in tidy:
-            self._tidy.pop(write.payload, None)
+        for entry in tidy:
+            self._tidy.pop(entry.payload, None)
         return None
 
-    async def _apply_shard(self, shard: ShardId, writes: Sequence[Write]) -> None:
+    async def _apply_shard(self, writes: Sequence[Write]) -> None:
+        """Append the `writes` to one shard that it does not have yet, and note them all for tidying."""
+        shard = writes[0].shard
         writes = [write for write in writes if write.payload not in self._tidy]
         registration = self._log.registrations.get(shard)
         if registration is None or not writes:
@@ -275,12 +285,23 @@ class TxnsWriter:
             upper = new_upper if result is None else result.current_upper
         self._tidy.update((write.payload, write) for write in writes)
 
-    async def _advance(self, entries: Sequence[Registration], upper: Frontier) -> list[Frontier]:
+    async def _end(self, endings: Sequence[Ending]) -> None:
+        """Move shards that were forgotten past their last time under transactions, and note that for
+        tidying.
+        """
+        for ending in endings:
+            if ending.payload not in self._tidy:
+                await self._advance([ending], Frontier(ending.ts + 1))
+                if ending.shard not in self._log.registrations:
+                    self._shards.pop(ending.shard, None)
+                self._tidy[ending.payload] = ending
+
+    async def _advance(self, entries: Sequence[Registration | Ending], upper: Frontier) -> list[Frontier]:
         """Move the uppers of these shards to `upper` where they are below; returns what they are after
         that.
         """
 
-        async def advance(entry: Registration) -> Frontier:
+        async def advance(entry: Registration | Ending) -> Frontier:
             writer = await self._shard_writer(entry.shard, entry.schema)
             current = writer.upper
             while current < upper:
@@ -288,7 +309,7 @@ class TxnsWriter:
                 current = upper if result is None else result.current_upper
             return current
 
-        return await _all([advance(entry) for entry in entries])
+        return await _each(advance, entries)
 
     async def _shard_writer(self, shard: ShardId, schema: pa.Schema) -> WriteHandle:
         writer = self._shards.get(shard)
@@ -317,15 +338,17 @@ class TxnsWriter:
             _log.warning("the transaction log was not compacted", error=error.message)
 
 
-async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run `calls`, some at a time; wait for all of them, then raise the first error."""
+async def _each(call: Callable[[A], Awaitable[T]], arguments: Iterable[A]) -> list[T]:
+    """Make a call for each of `arguments`, some at a time; wait for all of them, then raise the first
+    error.
+    """
     limit = asyncio.Semaphore(_AT_A_TIME)
 
-    async def limited(call: Coroutine[Any, Any, T]) -> T:
+    async def limited(argument: A) -> T:
         async with limit:
-            return await call
+            return await call(argument)
 
-    results = await asyncio.gather(*map(limited, calls), return_exceptions=True)
+    results = await asyncio.gather(*map(limited, arguments), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
