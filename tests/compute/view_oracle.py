@@ -19,6 +19,7 @@ from penstock.compute import DataflowDescription, Rel, ShardImport, SubscribeSin
 from penstock.compute.render import RenderedDataflow, render
 from penstock.dataflow import Worker
 from penstock.runtime import DONE, Frontier, GlobalId, Timestamp, Updates
+from penstock.sql.null_aware import mark_null_aware
 
 History = Sequence[tuple[str, Updates]]
 """Changes by table, in any order; what they sum to is never negative."""
@@ -38,7 +39,8 @@ def no_rows(schema: pa.Schema) -> pa.RecordBatch:
 
 def lower(sql: str, schemas: Mapping[str, pa.Schema]) -> Rel:
     planned = context({name: pa.Table.from_batches([], schema=schema) for name, schema in schemas.items()})
-    plan = Producer.to_substrait_plan(planned.sql(sql).optimized_logical_plan(), planned).encode()
+    optimized = planned.sql(sql).optimized_logical_plan()
+    plan = mark_null_aware(optimized, Producer.to_substrait_plan(optimized, planned).encode())
     return from_substrait(plan, {name: (name, schema) for name, schema in schemas.items()})
 
 

@@ -229,16 +229,16 @@ def _mark(rel: Join) -> Rel:
 
 
 def _not_in(rel: Join) -> Rel:
-    """Rows whose key is not NULL and not on the right, unless the right has a NULL; NULL keys while the
-    right is empty.
+    """``NOT IN``: the first key is compared by IN, further ones correlate the subquery.
+
+    With G the right rows that agree in the further keys, a left row stays when G is empty, or when its key
+    is not NULL and G has neither an equal key nor a NULL one.
     """
-    left_null = _any_null(rel.left, rel.left_key)
-    right_null = _any_null(rel.right, rel.right_key)
-    nonnull = filter_rows(rel.left, Call("not", (left_null,), pa.bool_()))
-    absent = _replace(rel, left=nonnull, kind=JoinKind.ANTI)
-    nulls = project(filter_rows(rel.right, right_null), (TRUE,))
-    definite = Join(absent, nulls, JoinKind.ANTI, (), (), ())
-    vacuous = Join(filter_rows(rel.left, left_null), project(rel.right, (TRUE,)), JoinKind.ANTI, (), (), ())
+    left_null, right_null = _any_null(rel.left, rel.left_key[:1]), _any_null(rel.right, rel.right_key[:1])
+    group = (rel.left_key[1:], rel.right_key[1:], rel.null_equal[1:])
+    absent = _replace(rel, left=filter_rows(rel.left, Call("not", (left_null,), pa.bool_())), kind=JoinKind.ANTI)
+    definite = Join(absent, filter_rows(rel.right, right_null), JoinKind.ANTI, *group, rel.residual)
+    vacuous = Join(filter_rows(rel.left, left_null), rel.right, JoinKind.ANTI, *group, rel.residual)
     return Union((definite, vacuous))
 
 

@@ -5,8 +5,8 @@ is left to do is to read it, to recognise the shapes that are maintained better 
 DISTINCT ON, the filters on ``mz_now()``), to give every aggregate and join plain columns to work on, and to
 refuse what cannot be maintained.
 
-Substrait cannot say that an anti join is null-aware (``NOT IN``): who serialises the plan marks such a join
-with the hint alias `NULL_AWARE`.
+Substrait cannot say that an anti join is null-aware (``NOT IN``): who serialises the plan marks it, see
+`penstock.sql.null_aware`.
 """
 
 from __future__ import annotations

@@ -24,12 +24,10 @@ from penstock.compute.ir import Column as ColumnRef
 from penstock.compute.lower_temporal import split_temporal, valid_while
 from penstock.compute.normalize import filter_rows, take_columns, with_columns
 from penstock.runtime import SqlError
+from penstock.sql.null_aware import NULL_AWARE
 
 if TYPE_CHECKING:
     from penstock.compute.lower import _Lowering
-
-NULL_AWARE = "null_aware"
-"""Hint alias of a JoinRel whose anti join is NOT IN: a NULL among the right keys leaves no row."""
 
 _KINDS = {
     JoinRel.JOIN_TYPE_INNER: (JoinKind.INNER, False),
