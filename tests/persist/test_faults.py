@@ -15,6 +15,7 @@ from penstock.persist import (
     ClientClosed,
     CorruptBlobError,
     FileBlob,
+    InvalidUsage,
     MemBlob,
     MemConsensus,
     Mismatch,
@@ -275,6 +276,8 @@ def test_a_damaged_blob_names_itself_and_harms_no_other_shard(damage: str) -> No
         assert "Restore" in str(error.value)
         listen = await readers[0].subscribe(Timestamp(0))
         with pytest.raises(CorruptBlobError):
+            await anext(listen)
+        with pytest.raises(InvalidUsage):  # and never an event that claims the snapshot is complete
             await anext(listen)
         for t in range(1, 12):  # compaction meets the damage, gives that batch up and goes on with the rest
             for writer in writers:

@@ -389,7 +389,8 @@ class Listen:
     """An async iterator of `ListenEvent`. Ends only after the event with the progress `DONE`.
 
     A cancelled ``__anext__`` loses nothing: the next call gives the same event. Raises `ReaderExpired` when
-    the lease was lost, `CorruptBlobError`, or the store's error; it may be called again after the latter.
+    the lease was lost, `CorruptBlobError`, or the store's error; it may be called again after the latter,
+    except while the snapshot of a `subscribe` is read: then it has closed itself, and one subscribes anew.
     """
 
     def __init__(self, handle: ReadHandle, as_of: Timestamp, snapshot: Snapshot | None) -> None:
@@ -456,6 +457,10 @@ class Listen:
             updates = [await anext(snapshot)]
         except StopAsyncIteration:
             updates = []
+        except Exception:
+            # The snapshot has ended with this; going on as if it had ended well would pass what is missing.
+            await self.aclose()
+            raise
         if updates and not snapshot.exhausted:
             return ListenEvent(updates, Frontier(self._as_of))
         await snapshot.aclose()

@@ -131,6 +131,10 @@ class TxnsListen:
             updates = [await anext(snapshot)]
         except StopAsyncIteration:
             updates = []
+        except Exception:
+            # The snapshot has ended with this; going on as if it had ended well would pass what is missing.
+            await self.aclose()
+            raise
         if updates and not snapshot.exhausted:
             return ListenEvent(updates, Frontier(self._as_of))
         await snapshot.aclose()
