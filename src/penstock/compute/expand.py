@@ -44,9 +44,9 @@ from penstock.compute.ir import (
     substitute,
     with_inputs,
 )
-from penstock.compute.kernels import AT_MOST_ONE, DECIMAL_AVERAGE, VARIANCE
 from penstock.compute.lower_aggregate import RECOMPUTED
 from penstock.compute.normalize import filter_rows, project, take_columns
+from penstock.compute.plan_functions import AT_MOST_ONE, DECIMAL_AVERAGE, VARIANCE
 
 _VARIANCES = {"stddev": (True, True), "stddev_pop": (False, True), "var": (True, False), "var_pop": (False, False)}
 """Function -> (of a sample, square root of it)."""
@@ -85,7 +85,6 @@ def _expand_node(rel: Rel) -> Rel:
 
 
 # --- reductions
-# ---------------------------------------------------------------------------------------------------
 
 
 def _expand_reduce(rel: Reduce) -> Rel:
@@ -195,7 +194,6 @@ def _expand_single(rel: SingleRow) -> Rel:
 
 
 # --- joins
-# --------------------------------------------------------------------------------------------------------
 
 
 def _expand_join(rel: Join) -> Rel:

@@ -28,7 +28,6 @@ import pyarrow as pa
 from penstock.compute.datatypes import type_from_text, type_to_text
 
 # --- scalar expressions
-# -------------------------------------------------------------------------------------------
 
 
 class _Scalar(msgspec.Struct, frozen=True, tag_field="s", tag=True):
@@ -97,7 +96,6 @@ Scalar: TypeAlias = Column | Literal | Call | Cast | Case | InList
 
 
 # --- relations
-# ----------------------------------------------------------------------------------------------------
 
 
 class Field(msgspec.Struct, frozen=True):
@@ -319,7 +317,6 @@ Rel: TypeAlias = (
 
 
 # --- schemas
-# ------------------------------------------------------------------------------------------------------
 
 
 def _types(rel: Rel) -> tuple[pa.DataType, ...]:
@@ -397,7 +394,6 @@ def gets_of(rel: Rel) -> set[str]:
 
 
 # --- scalar construction and traversal
-# ----------------------------------------------------------------------------
 
 
 def make_literal(value: Any, kind: pa.DataType) -> Literal:
@@ -521,7 +517,6 @@ def size_of(scalar: Scalar) -> int:
 
 
 # --- bytes
-# --------------------------------------------------------------------------------------------------------
 
 
 def batch_to_ipc(batch: pa.RecordBatch) -> bytes:

@@ -43,9 +43,9 @@ from penstock.compute.ir import (
     inputs_of,
     substitute,
 )
-from penstock.compute.kernels import LATEST, SOONEST
 from penstock.compute.lower_aggregate import RECOMPUTED
 from penstock.compute.normalize import project
+from penstock.compute.plan_functions import LATEST, SOONEST
 from penstock.compute.recompute import recompute_aggregates, recompute_windows
 from penstock.compute.scalar import compile_scalars
 from penstock.dataflow import Collection, Dataflow, IndexTrace, InputHandle, Worker

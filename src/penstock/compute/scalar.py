@@ -28,7 +28,8 @@ import pyarrow.compute as pc
 from penstock.compute.failures import explain_failure
 from penstock.compute.fragment import Fragment, fragment_of
 from penstock.compute.ir import Call, Case, Column, Literal, Scalar, children_of, literal_scalar
-from penstock.compute.kernels import Kernel, Value, kernel_for
+from penstock.compute.kernels import kernel_for
+from penstock.compute.values import Kernel, Value
 from penstock.dataflow import ERRORS_SCHEMA, BatchFunction, BatchResult
 from penstock.runtime.updates import take_rows, with_row_count
 
