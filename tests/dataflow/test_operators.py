@@ -50,7 +50,7 @@ VALUES = st.sampled_from([None, 0, 1, -5, 7, 2**62, 2**63 - 1, -(2**63)])
 ROWS = st.tuples(KEYS, TEXTS, VALUES)
 WIDE_ROWS = st.tuples(KEYS, TEXTS)
 
-examples = settings(max_examples=120, deadline=None)
+examples = settings(max_examples=50, deadline=None)
 
 
 def ok(rows: Contents) -> tuple[Contents, Contents]:
@@ -423,7 +423,7 @@ def float_sum(values: list[float]) -> float | str:
         return math.inf if sum(map(Fraction, values)) > 0 else -math.inf
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(histories([TYPED_ROWS]))
 def test_aggregates_of_every_type_are_exact(history: History) -> None:
     aggregates = [

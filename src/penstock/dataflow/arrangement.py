@@ -12,15 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from penstock.dataflow.graph import Collection, Operator, Slices, StatefulOperator, pieces
 from penstock.dataflow.run import Run, merge, merge_slice
-from penstock.runtime import Frontier, Updates
+from penstock.runtime import DONE, Frontier, Updates
 
 _SMALL_ROWS = 1 << 14
 """Two runs with fewer rows together are merged at once: below a millisecond, cheaper than one more run to
 search."""
 _GROWTH = 3
 """A run is merged with its newer neighbour unless it is this many times larger."""
+EAGER_ROWS = 1 << 20
+"""So many waiting rows are sorted before their times are closed."""
 _RUNS_MAX = 12
 """With more runs than this, merging is no longer left to idle moments."""
 
@@ -29,13 +34,16 @@ class Trace:
     """The runs of one arrangement, oldest (largest) first. `runs` may be read from any thread; changes are
     the owner's."""
 
-    __slots__ = ("_full", "_merge", "_merge_at", "_merge_at_once", "_merge_in_slices", "runs")
+    __slots__ = ("_full", "_merge", "_merge_at", "_merge_at_once", "_merge_in_slices", "_trim", "runs")
 
     def __init__(
         self,
         merge_at_once: Callable[[Run, Run], Run] = merge_slice,
         merge_in_slices: Callable[[Run, Run], Generator[None, None, Run]] = merge,
+        trim: Callable[[Run], Run] = lambda run: run,
     ) -> None:
+        """`trim`: takes from a merged run what its owner has no more use for."""
+        self._trim = trim
         self._merge_at_once = merge_at_once
         self._merge_in_slices = merge_in_slices
         self.runs: tuple[Run, ...] = ()
@@ -62,13 +70,26 @@ class Trace:
         return self.wants_merge
 
     def replace(self, runs: tuple[Run, ...]) -> None:
-        """Put other runs in place (their times were dropped, say). A merge in progress is given up."""
+        """Put other runs in place (their times were dropped, say).
+
+        A merge in progress goes on if both its runs are still there, side by side; else it is given up.
+        """
+        if self._merge is not None:
+            at = next((i for i, run in enumerate(runs) if run is self.runs[self._merge_at]), None)
+            if at is None or at + 1 >= len(runs) or runs[at + 1] is not self.runs[self._merge_at + 1]:
+                self._merge = None
+            else:
+                self._merge_at = at
         self.runs = runs
-        self._merge = None
 
     def merge_fully(self) -> None:
         """Let `merge_some` go on until one run is left: its reader spends more on what would cancel."""
         self._full = len(self.runs) > 1
+
+    @property
+    def merging(self) -> tuple[Run, ...]:
+        """The runs of the merge in progress."""
+        return () if self._merge is None else self.runs[self._merge_at : self._merge_at + 2]
 
     @property
     def wants_merge(self) -> bool:
@@ -86,7 +107,8 @@ class Trace:
             next(self._merge)
         except StopIteration as finished:
             at = self._merge_at
-            merged = (finished.value,) if len(finished.value) else ()
+            run = self._trim(finished.value)
+            merged = (run,) if len(run) else ()
             self.runs = (*self.runs[:at], *merged, *self.runs[at + 2 :])
             self._merge = None
         return self.wants_merge
@@ -128,26 +150,52 @@ class Bundle:
 class Arrange(StatefulOperator):
     """Keeps the arrangement of its input by `key` and passes bundles of sorted changes to joins.
 
-    Updates are sorted into runs as they arrive in quantity, before their times are closed: the wait is used,
-    and the unsorted rows are let go.
+    Updates that arrive in quantity are sorted into runs before their times are closed: the wait is used, and the
+    unsorted rows are let go.
     """
-
-    EAGER_ROWS = 1 << 20
 
     def __init__(self, source: Operator, key: tuple[int, ...], *, keep_nulls: bool) -> None:
         super().__init__(source.dataflow, f"arrange-{list(key)}", source.schema, [source])
         self.key = key
         self.trace = Trace()
         self._keep_nulls = keep_nulls
+        self._early: list[Run] = []
+
+    def activate(self) -> Slices | None:
+        port = self.ports[0]
+        for updates in port.take():
+            self.stash.push(updates)
+        frontier = port.frontier
+        if self.stash.rows < EAGER_ROWS:
+            if frontier <= self.frontier:
+                return None
+            if not self.stash.closed(frontier) and not any(_times(run).min() < frontier for run in self._early):
+                self.advance(frontier)
+                return None
+        return self._work(frontier)
+
+    def _work(self, frontier: Frontier) -> Slices:
+        if self.stash.rows >= EAGER_ROWS:
+            for updates in pieces(self.stash.take_below(DONE), EAGER_ROWS):
+                self._early.append(self._sort(updates))
+                yield
+        if frontier > self.frontier:
+            yield from self.close(self.stash.take_below(frontier), frontier)
+            self.advance(frontier)
 
     def close(self, bundle: list[Updates], frontier: Frontier) -> Slices:
         before = self.trace.runs
         delta: list[Run] = []
-        for updates in pieces(bundle, self.EAGER_ROWS):
-            run = self._sort(updates)
-            if len(run):
-                delta.append(run)
+        early, self._early = self._early, []
+        for run in early:
+            closed = _times(run) < np.uint64(frontier)
+            delta.append(run.filter(closed))
+            if not closed.all():
+                self._early.append(run.filter(~closed))
+        for updates in pieces(bundle, EAGER_ROWS):
+            delta.append(self._sort(updates))
             yield
+        delta = [run for run in delta if len(run)]
         if not delta:
             return
         wants = False
@@ -164,6 +212,11 @@ class Arrange(StatefulOperator):
         if not self._keep_nulls:
             updates = without_null_keys(updates, self.key)
         return Run.build(updates, self.key)
+
+
+def _times(run: Run) -> npt.NDArray[np.uint64]:
+    assert run.times is not None
+    return run.times
 
 
 def without_null_keys(updates: Updates, key: tuple[int, ...]) -> Updates:

@@ -12,6 +12,8 @@ import pyarrow as pa
 from penstock.dataflow.graph import ERRORS_SCHEMA, Collection, Dataflow, Operator, Slices
 from penstock.runtime import DONE, InternalError, Updates
 
+_SLICE_ROWS = 1 << 18
+
 Indices = npt.NDArray[np.int64]
 
 
@@ -53,8 +55,6 @@ def apply(function: BatchFunction, updates: Updates) -> tuple[Updates, Updates |
 
 
 class _MapFilter(Operator):
-    SLICE_ROWS = 1 << 18
-
     def __init__(self, source: Operator, function: BatchFunction, schema: pa.Schema) -> None:
         super().__init__(source.dataflow, "map-filter", schema, [source])
         self._function = function
@@ -62,7 +62,7 @@ class _MapFilter(Operator):
     def activate(self) -> Slices | None:
         port = self.ports[0]
         batches, frontier = port.take(), port.frontier
-        if sum(map(len, batches)) <= self.SLICE_ROWS:
+        if sum(map(len, batches)) <= _SLICE_ROWS:
             for updates in batches:
                 self._apply(updates)
             self.advance(frontier)
@@ -71,8 +71,8 @@ class _MapFilter(Operator):
 
     def _slowly(self, batches: list[Updates], frontier: int) -> Slices:
         for updates in batches:
-            for start in range(0, len(updates), self.SLICE_ROWS):
-                self._apply(updates.slice(start, start + self.SLICE_ROWS))
+            for start in range(0, len(updates), _SLICE_ROWS):
+                self._apply(updates.slice(start, start + _SLICE_ROWS))
                 yield
         self.advance(frontier)  # type: ignore[arg-type]
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from penstock.dataflow.run import Indices
 from penstock.runtime import hash_columns
-from penstock.runtime.updates import take_rows
+from penstock.runtime.updates import dense_ranks, rows_equal, take_rows
 
 U64 = npt.NDArray[np.uint64]
 
@@ -83,13 +83,26 @@ def sort_rows(lead: U64, rows: pa.RecordBatch, order: Sequence[SortKey]) -> tupl
     full: list[U64] = [spans]
     for key in order:
         if not _append_words(full, subset.column(key.column), subset.schema.field(key.column).nullable, key):
-            ranks = pc.rank(subset.column(key.column), tiebreaker="dense").to_numpy().astype(np.uint64)
+            ranks = _ranks(subset.column(key.column))
             full.append(~ranks if key.descending else ranks)
     full.append(hash_columns(subset.columns, subset.num_rows))
     suborder, equal = _lexsort(full)
+    same = np.flatnonzero(equal)
+    if len(same) and not rows_equal(subset, suborder[same], subset, suborder[same - 1]).all():
+        # different rows with one hash: all their columns decide
+        for column in subset.columns:
+            full.append(_ranks(column))
+        suborder, equal = _lexsort(full)
     permutation[places] = permutation[places[suborder]]
     starts[places] = ~equal
     return permutation, starts
+
+
+def _ranks(column: pa.Array) -> U64:
+    """A number per value, equal for equal ones and in their order, if they have one."""
+    if pa.types.is_nested(column.type) or pa.types.is_interval(column.type) or pa.types.is_floating(column.type):
+        return dense_ranks(column).astype(np.uint64)
+    return np.asarray(pc.rank(column, tiebreaker="dense").to_numpy().astype(np.uint64))
 
 
 def less(left: Sequence[U64], right: Sequence[U64]) -> npt.NDArray[np.bool_]:

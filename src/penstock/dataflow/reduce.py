@@ -20,14 +20,17 @@ from penstock.dataflow.accumulators import Accumulators
 from penstock.dataflow.aggregates import Accumulation, LimbId
 from penstock.dataflow.graph import ERRORS_SCHEMA, Operator, Slices, StatefulOperator, pieces
 from penstock.dataflow.groups import Groups, group_rows
-from penstock.dataflow.run import Indices
-from penstock.runtime import Frontier, Updates
+from penstock.dataflow.run import U64, Indices
+from penstock.runtime import DONE, Frontier, Updates
 from penstock.runtime.updates import concat_rows, take_rows
 
 Limb = npt.NDArray[np.int64]
 Times = npt.NDArray[np.uint64]
 
 PIECE_ROWS = 1 << 19
+EAGER_ROWS = 1 << 20
+"""So many waiting rows are summed before their times are closed."""
+_GROUPS_PER_SLICE = 1 << 18
 _COUNT: LimbId = "rows"
 
 
@@ -54,13 +57,45 @@ class Reduce(StatefulOperator):
         self._aggregates = aggregates
         self._limb_ids: list[LimbId] = [_COUNT]
         self.state = Accumulators(1, self._key_schema)
+        self._early: list[Sums] = []  # of updates whose times are not closed
+
+    def activate(self) -> Slices | None:
+        port = self.ports[0]
+        for updates in port.take():
+            self.stash.push(updates)
+        frontier = port.frontier
+        if self.stash.rows < EAGER_ROWS:
+            if frontier <= self.frontier:
+                return None
+            if not self.stash.closed(frontier) and not any((part.times < frontier).any() for part in self._early):
+                self.advance(frontier)
+                return None
+        return self._work(frontier)
+
+    def _work(self, frontier: Frontier) -> Slices:
+        if self.stash.rows >= EAGER_ROWS:
+            # Sums are smaller than what they sum: a snapshot is folded while it arrives, not held until it is whole.
+            for updates in pieces(self.stash.take_below(DONE), PIECE_ROWS):
+                self._early.append(self._sum(updates))
+                yield
+            if sum(len(part.times) for part in self._early) > 2 * EAGER_ROWS:
+                self._early = [self._combine(self._early)]
+                yield
+        if frontier > self.frontier:
+            sums, self._early = _split(self._early, frontier)
+            yield from self._close(sums, self.stash.take_below(frontier))
+            self.advance(frontier)
 
     def close(self, bundle: list[Updates], frontier: Frontier) -> Slices:
-        sums: list[Sums] = []
+        return self._close([], bundle)
+
+    def _close(self, sums: list[Sums], bundle: list[Updates]) -> Slices:
         for updates in pieces(bundle, PIECE_ROWS):
             sums.append(self._sum(updates))
             yield
-        self._apply(self._combine(sums))
+        if sums:
+            whole = self._combine(sums)
+            yield from self._apply(whole, group_rows(whole.keys, whole.hashes))
 
     def _sum(self, updates: Updates) -> Sums:
         keys = updates.rows.select(self._key)
@@ -69,37 +104,43 @@ class Reduce(StatefulOperator):
             limbs.update(aggregate.limbs(updates.rows, updates.diffs))
         return _summed(keys, group_rows(keys), updates.times, limbs)
 
-    def _combine(self, sums: list[Sums]) -> tuple[Sums, Groups]:
-        """All sums as one per (key, time), ordered by key and time, with the groups of equal keys."""
+    def _combine(self, sums: list[Sums]) -> Sums:
+        """All sums as one per (key, time)."""
         if len(sums) == 1:
-            whole = sums[0]
-        else:
-            ids = dict.fromkeys(limb for part in sums for limb in part.limbs)
-            keys = concat_rows([part.keys for part in sums])
-            limbs = {
-                limb: np.concatenate(
-                    [part.limbs[limb] if limb in part.limbs else np.zeros(len(part.times), np.int64) for part in sums]
-                )
-                for limb in ids
-            }
-            hashes = np.concatenate([part.hashes for part in sums])
-            times = np.concatenate([part.times for part in sums])
-            whole = _summed(keys, group_rows(keys, hashes), times, limbs)
-        return whole, group_rows(whole.keys, whole.hashes)
+            return sums[0]
+        ids = dict.fromkeys(limb for part in sums for limb in part.limbs)
+        keys = concat_rows([part.keys for part in sums])
+        limbs = {
+            limb: np.concatenate(
+                [part.limbs[limb] if limb in part.limbs else np.zeros(len(part.times), np.int64) for part in sums]
+            )
+            for limb in ids
+        }
+        hashes = np.concatenate([part.hashes for part in sums])
+        times = np.concatenate([part.times for part in sums])
+        return _summed(keys, group_rows(keys, hashes), times, limbs)
 
-    def _apply(self, combined: tuple[Sums, Groups]) -> None:
-        sums, groups = combined
+    def _apply(self, sums: Sums, groups: Groups) -> Slices:
+        """Fold `sums` into the state and send what changes, some groups at a time."""
         for limb in sums.limbs:
             if limb not in self._limb_ids:
                 self._limb_ids.append(limb)
                 self.state.widen(1)
-        count = len(sums.times)
-        many_times = groups.count < count
-        if many_times:
-            order = np.lexsort((sums.times, groups.codes))
-            codes = groups.codes[order]
-        else:
-            order, codes = groups.firsts, np.arange(count)
+        many_times = groups.count < len(sums.times)
+        order = np.lexsort((sums.times, groups.codes)) if many_times else groups.firsts
+        codes = groups.codes[order] if many_times else np.arange(groups.count)
+        for start in range(0, groups.count, _GROUPS_PER_SLICE):
+            stop = min(start + _GROUPS_PER_SLICE, groups.count)
+            first, last = np.searchsorted(codes, [start, stop]) if many_times else (start, stop)
+            self._fold(
+                sums, order[first:last], codes[first:last] - start, groups.hashes[start:stop], exact=groups.exact
+            )
+            yield
+
+    def _fold(self, sums: Sums, order: Indices, codes: Indices, hashes: U64, *, exact: bool) -> None:
+        """The same for the sums at `order`, sorted by group and time; `codes`: their groups, numbered from zero."""
+        count = len(order)
+        many_times = len(hashes) < count
         keys = take_rows(sums.keys, order)
         times = sums.times[order]
         zero = np.zeros(count, np.int64)
@@ -110,7 +151,7 @@ class Reduce(StatefulOperator):
         else:
             lasts = starts = codes
         group_keys = take_rows(keys, lasts) if many_times else keys
-        slots = self.state.find(groups.hashes, group_keys, exact=groups.exact)
+        slots = self.state.find(hashes, group_keys, exact=exact)
         base = self.state.read(slots)
         before: list[Limb] = []
         after: list[Limb] = []
@@ -122,7 +163,7 @@ class Reduce(StatefulOperator):
                 total = stored + delta
             after.append(total)
             before.append(total - delta)
-        self.state.write(slots, groups.hashes, group_keys, [total[lasts] for total in after], exact=groups.exact)
+        self.state.write(slots, hashes, group_keys, [total[lasts] for total in after], exact=exact)
         self._send_changes(keys, times, before, after)
 
     def _send_changes(self, keys: pa.RecordBatch, times: Times, before: list[Limb], after: list[Limb]) -> None:
@@ -177,6 +218,22 @@ def describe_key(keys: pa.RecordBatch, at: int) -> str:
     """One row for an error message: ``(a=1, b=x)``; the same for equal rows."""
     values = (f"{name}={keys.column(i)[at].as_py()}" for i, name in enumerate(keys.schema.names))
     return f"({', '.join(values)})"
+
+
+def _split(sums: list[Sums], frontier: Frontier) -> tuple[list[Sums], list[Sums]]:
+    """The sums at times below `frontier` and the others."""
+    below: list[Sums] = []
+    beyond: list[Sums] = []
+    for part in sums:
+        closed = part.times < np.uint64(frontier)
+        for mask, side in ((closed, below), (~closed, beyond)):
+            if mask.all():
+                side.append(part)
+            elif mask.any():
+                at = np.flatnonzero(mask)
+                limbs = {limb: values[at] for limb, values in part.limbs.items()}
+                side.append(Sums(take_rows(part.keys, at), part.hashes[at], part.times[at], limbs))
+    return below, beyond
 
 
 def _summed(keys: pa.RecordBatch, groups: Groups, times: Times, limbs: dict[LimbId, Limb]) -> Sums:

@@ -33,41 +33,58 @@ class TemporalFilter(Operator):
         self._lower = lower
         self._upper = upper
         self._columns = columns
-        self._future = Trace()
+        # The keys of its runs are times. What lies below `_sent_below` has been sent and is cut off sooner or later.
+        self._future = Trace(trim=self._rest)
+        self._sent_below = self.frontier
 
     @property
     def waiting(self) -> int:
         """Changes that lie in the future."""
-        return self._future.rows
+        return sum(len(run) - self._sent_of(run) for run in self._future.runs)
 
     def activate(self) -> Slices | None:
         port = self.ports[0]
         arrived, frontier = port.take(), port.frontier
         if not arrived and not self._is_due(frontier):
+            self._sent_below = frontier
             self.advance(frontier)
             return None
         return self._work(arrived, frontier)
 
     def _is_due(self, frontier: Frontier) -> bool:
-        return any(int(run.keys[0]) < frontier for run in self._future.runs)
+        for run in self._future.runs:
+            sent = self._sent_of(run)
+            if sent < len(run) and int(run.keys[sent]) < frontier:
+                return True
+        return False
+
+    def _sent_of(self, run: Run) -> int:
+        """How many changes at the beginning of `run` have been sent."""
+        return int(np.searchsorted(run.keys, np.uint64(self._sent_below)))
+
+    def _rest(self, run: Run) -> Run:
+        """`run` without what has been sent."""
+        return run.take(np.arange(self._sent_of(run), len(run)))
 
     def _work(self, arrived: list[Updates], frontier: Frontier) -> Slices:
         for updates in pieces(arrived, _PIECE_ROWS):
             self._schedule(updates)
             yield
         if self._is_due(frontier):
-            runs: list[Run] = []
             for run in self._future.runs:
-                due = int(np.searchsorted(run.keys, np.uint64(frontier)))
-                if due:
-                    # the keys are the times
-                    part = run.slice(0, due)
-                    self.send(Updates(part.rows, part.keys, part.all_diffs()))
-                    run = run.slice(due, len(run))
-                if len(run):
-                    runs.append(run)
-            self._future.replace(tuple(runs))
-            yield
+                due = run.slice(self._sent_of(run), int(np.searchsorted(run.keys, np.uint64(frontier))))
+                if len(due):
+                    self.send(Updates(due.rows, due.keys, due.all_diffs()))
+        self._sent_below = frontier
+        merging = self._future.merging
+        kept: list[Run] = []
+        for run in self._future.runs:
+            sent = self._sent_of(run)
+            if run in merging or sent * 2 < len(run):
+                kept.append(run)
+            elif sent < len(run):
+                kept.append(self._rest(run))
+        self._future.replace(tuple(kept))
         self.advance(frontier)
         if self._future.wants_merge:
             self.dataflow.want_maintenance(self)
