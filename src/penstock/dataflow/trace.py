@@ -91,7 +91,10 @@ class IndexTrace:
         return _expanded(oks), _expanded(errs)
 
     def read_updates(self, t: Timestamp, keys: pa.RecordBatch | None = None) -> tuple[Updates, Updates]:
-        """The same, consolidated and with multiplicities as diffs; all times are `t`."""
+        """The same with multiplicities as diffs; all times are `t`.
+
+        Nothing cancels any more, but a row may come in several updates: consolidate where that matters.
+        """
         state = self._state
         if not state.since <= t < state.upper:
             raise NotReadable(self.name, t, state.since, state.upper)
