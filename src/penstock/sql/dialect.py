@@ -49,6 +49,10 @@ class Penstock(Postgres):
     class Tokenizer(Postgres.Tokenizer):
         # Materialize's statements are read by our own parser, which wants tokens, not one long string.
         COMMANDS: ClassVar[set[TokenType]] = set()
+        # oid, regclass and the like are types as any other, and so have array types
+        KEYWORDS: ClassVar = {
+            word: kind for word, kind in Postgres.Tokenizer.KEYWORDS.items() if kind is not TokenType.OBJECT_IDENTIFIER
+        }
 
     Parser = PenstockParser
 
