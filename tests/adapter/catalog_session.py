@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+from sqlglot import exp
 
 from penstock.adapter.pg_catalog import SessionInfo, Snapshot, answer, describe, is_catalog_query
 from penstock.adapter.session_api import Completed, Outcome, Rows, StatementDescription
@@ -16,6 +17,7 @@ from penstock.runtime import SqlError
 from penstock.sql import parse
 from penstock.sql.items import ItemKind
 from penstock.sql.statements import Query
+from penstock.sql.types import TEXT, RelationDesc
 from tests.server.fake_session import FakeCoordinator, FakeSession
 
 Columns = Sequence[tuple[str, str, bool]]
@@ -64,7 +66,8 @@ def example_state() -> CatalogState:
             ItemKind.MATERIALIZED_VIEW,
             "mv",
             20014,
-            "CREATE MATERIALIZED VIEW materialize.public.mv AS SELECT b, count(*) AS n FROM materialize.public.t GROUP BY b",
+            "CREATE MATERIALIZED VIEW materialize.public.mv AS"
+            " SELECT b, count(*) AS n FROM materialize.public.t GROUP BY b",
             [("b", "text", True), ("n", "bigint", True)],
             uses=("u1",),
         ),
@@ -98,30 +101,29 @@ class CatalogSession(FakeSession):
 
     async def describe(self, statement: Any, parameter_types: Sequence[int]) -> StatementDescription:
         if not isinstance(statement, Query):
-            return StatementDescription([], None)
+            shows = statement.sql.upper().startswith("SHOW")
+            return StatementDescription([], RelationDesc.of(("setting", TEXT)) if shows else None)
         kinds, desc = describe(statement.tree, self.snapshot, parameter_types)
         return StatementDescription(kinds, desc)
 
     async def execute(self, statement: Any, parameters: Sequence[object | None]) -> Outcome:
+        if statement.sql.upper().startswith("SHOW"):
+            return _rows(RelationDesc.of(("setting", TEXT)), pa.table({"setting": ["read committed"]}))
         if not isinstance(statement, Query):
             word = statement.sql.split()[0].upper().rstrip(";")
             self.transaction_status = {"BEGIN": "T"}.get(word, "I")
             return Completed(word)
-        if not is_catalog_query(statement.tree) and list(statement.tree.find_all(_table())):
+        if not is_catalog_query(statement.tree) and list(statement.tree.find_all(exp.Table)):
             raise SqlError("only catalog queries here", sqlstate="0A000")
-        desc, table = answer(statement.tree, self.snapshot, parameters)
-
-        async def batches() -> AsyncIterator[pa.RecordBatch]:
-            for batch in table.to_batches():
-                yield batch
-
-        return Rows(desc, batches())
+        return _rows(*answer(statement.tree, self.snapshot, parameters))
 
 
-def _table() -> type:
-    from sqlglot import exp
+def _rows(desc: RelationDesc, table: pa.Table) -> Rows:
+    async def batches() -> AsyncIterator[pa.RecordBatch]:
+        for batch in table.to_batches():
+            yield batch
 
-    return exp.Table
+    return Rows(desc, batches())
 
 
 class CatalogCoordinator(FakeCoordinator):

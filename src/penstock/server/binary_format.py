@@ -35,6 +35,8 @@ def binary_column(column: pa.Array, oid: int, *, trim: bool = False) -> Cells | 
         column = column.dictionary_decode()
     if oid in oids.ELEMENT_OF_ARRAY:
         return _array(column, oids.ELEMENT_OF_ARRAY[oid], trim)
+    if oid in oids.ELEMENT_OF_VECTOR:
+        return _vector(column, oids.ELEMENT_OF_VECTOR[oid])
     if oid == oids.NUMERIC:
         return _numeric(column, trim)
     encode = _ENCODERS.get(oid)
@@ -263,6 +265,14 @@ def _array(column: pa.Array, element_oid: int, trim: bool) -> pa.Array:
     encoded = pc.binary_join_element_wise(fixed_width(header), dimensions, joined, pa.scalar(b""))
     valid = validity_of(column)
     return encoded if valid is None else pc.if_else(valid, encoded, pa.scalar(None, pa.binary()))
+
+
+def _vector(column: pa.Array, element_oid: int) -> pa.Array:
+    """``1 2`` (int2vector, oidvector) as the array it is."""
+    items = pc.split_pattern(text_column(column), " ")
+    empty = pc.fill_null(pc.equal(text_column(column), ""), False)
+    items = pc.if_else(empty, pa.scalar([], items.type), items)
+    return _array(items.cast(pa.list_(pa.int64())), element_oid, False)
 
 
 def _array_one(value: pa.ListScalar, element_oid: int, trim: bool) -> bytes | None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from penstock.adapter.session_api import CopyOut, Rows
 from penstock.runtime import SqlError
-from penstock.server import messages, oids
+from penstock.server import messages
 from penstock.server.copy_out import copy_encoder
 from penstock.server.data_rows import RowEncoder, chunks
 from penstock.server.wire import Wire
@@ -29,7 +29,7 @@ MAX_COLUMNS = 1664
 def row_description(desc: RelationDesc, formats: Sequence[bool]) -> bytes:
     """RowDescription. `formats`: True where the column is sent in binary."""
     return messages.row_description(
-        (column.name, column.type.oid, oids.size_of(column.type.oid), column.type.modifier, int(binary))
+        (column.name, column.type.oid, column.type.size, column.type.modifier, int(binary))
         for column, binary in zip(desc.columns, formats, strict=True)
     )
 

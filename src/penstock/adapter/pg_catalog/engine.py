@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datafusion import SessionConfig, SessionContext
 
 from penstock.adapter.pg_catalog.functions import FUNCTIONS, register
 from penstock.adapter.pg_catalog.relations import relation_table
 from penstock.adapter.pg_catalog.rewrite import Rewritten
-from penstock.adapter.pg_catalog.shapes import ENGINE_OID
+from penstock.adapter.pg_catalog.shapes import ENGINE_OID, VECTORS
 from penstock.adapter.pg_catalog.snapshot import Snapshot
 from penstock.runtime import SqlError
 from penstock.sql.types import Column, RelationDesc, SqlType, default_type
@@ -21,11 +22,13 @@ def run(query: Rewritten, snapshot: Snapshot, tables: Mapping[str, pa.Table]) ->
     config = SessionConfig().with_target_partitions(1)
     config = config.set("datafusion.sql_parser.dialect", "postgresql")
     context = SessionContext(config)
+    lowered = query.sql.lower()
     for name in query.relations:
         table = tables[name] if name in tables else relation_table(name, snapshot)
+        if "tableoid" in table.column_names and "tableoid" not in lowered:
+            table = table.drop_columns(["tableoid"])  # a system column: not part of a star
         batches = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
         context.register_record_batches(f'"{name}"', [batches])
-    lowered = query.sql.lower()
     register(context, snapshot, {name for name in FUNCTIONS if name in lowered})
     try:
         result = context.sql(query.sql).to_arrow_table()
@@ -53,11 +56,14 @@ def _described(result: pa.Table, names: Sequence[str | None]) -> tuple[RelationD
         for name, field in zip(shown, result.schema, strict=True)
     )
     desc = RelationDesc(columns)
-    arrays = [
-        column.cast(kind.type) if column.type != kind.type else column
-        for column, kind in zip(result.columns, desc.arrow, strict=True)
-    ]
+    arrays = [_as_shown(column, kind.type) for column, kind in zip(result.columns, desc.arrow, strict=True)]
     return desc, pa.Table.from_arrays(arrays, schema=desc.arrow)
+
+
+def _as_shown(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if pa.types.is_list(column.type) and pa.types.is_string(kind):  # a vector
+        return pc.binary_join(column.cast(pa.list_(pa.string())), " ")
+    return column if column.type == kind else column.cast(kind)
 
 
 def _around_stars(found: Sequence[str], names: Sequence[str | None]) -> list[str | None]:
@@ -71,7 +77,9 @@ def _around_stars(found: Sequence[str], names: Sequence[str | None]) -> list[str
 
 def _sql_type(field: pa.Field) -> SqlType:
     declared = (field.metadata or {}).get(b"penstock.type")
-    if declared is not None:
+    if declared is not None and declared.decode() in VECTORS and pa.types.is_list(field.type):
+        return VECTORS[declared.decode()]
+    if declared is not None and declared.decode() not in VECTORS:
         kind = SqlType.from_arrow(field)
         if _carries(kind, field.type):
             return kind

@@ -6,6 +6,7 @@ arguments; numbers come as int, texts as str, NULL arguments make a NULL result.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow as pa
 from datafusion import ScalarUDF, SessionContext, udf
 
 from penstock.adapter.pg_catalog.snapshot import Snapshot
+from penstock.runtime import SqlError
 from penstock.sql.statements import quote_ident
 
 _ARROW = {"int": pa.int64(), "text": pa.string(), "bool": pa.bool_()}
@@ -48,6 +50,13 @@ def _to_regclass(snapshot: Snapshot, text: str) -> int | None:
     return None if relation is None else relation.oid
 
 
+def _to_regtype(snapshot: Snapshot, text: str) -> int | None:
+    try:
+        return snapshot.regtype(text)
+    except SqlError:
+        return None  # by definition of to_regtype
+
+
 def _namespace(snapshot: Snapshot, oid: int) -> str:
     return next((name for name, number in snapshot.namespaces.items() if number == oid), str(oid))
 
@@ -71,6 +80,8 @@ FUNCTIONS: dict[str, Function] = {
     "pg_regtype_name": Function(lambda s, oid: s.format_type(oid, None), ("int",)),
     "pg_regnamespace_name": Function(_namespace, ("int",)),
     "to_regclass": Function(_to_regclass, ("text",), "int"),
+    "to_regtype": Function(_to_regtype, ("text",), "int"),
+    "pg_json_string": Function(lambda _, text: json.dumps(text, ensure_ascii=False), ("text",)),
     "quote_ident": Function(lambda _, text: quote_ident(text), ("text",)),
     "quote_literal": Function(_quote_literal, ("text",)),
 }

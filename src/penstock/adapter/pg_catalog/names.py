@@ -71,7 +71,9 @@ def _figure(node: exp.Expression) -> tuple[str, int]:
             return (name, strength) if strength > 1 else ("case", 1)
         case exp.Anonymous():
             return str(node.this).lower(), 2
-        case exp.CurrentUser() | exp.SessionUser() | exp.CurrentCatalog() | exp.Coalesce():
+        case exp.Trim():
+            return {"LEADING": "ltrim", "TRAILING": "rtrim"}.get(node.text("position").upper(), "btrim"), 2
+        case exp.Func() if not isinstance(node, exp.Predicate | exp.Binary):
             return node.sql_name().lower(), 2
         case exp.Boolean():
             return "bool", 1

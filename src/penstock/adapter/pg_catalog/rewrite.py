@@ -1,9 +1,9 @@
 """Catalog queries in PostgreSQL's words, rewritten into words that DataFusion knows.
 
 What clients send uses operators, casts and functions that only a PostgreSQL has: ``OPERATOR(pg_catalog.~)``,
-``::regclass``, ``pg_get_expr``, ``= ANY (array)``, ``ARRAY(SELECT ...)``. Each becomes an ordinary expression, a call of
-one of our functions (`functions`), or a constant of the session. Subqueries over relations that are empty for good are
-replaced by what they yield, which leaves few correlated ones (`subqueries`).
+``::regclass``, ``pg_get_expr``, ``= ANY (array)``, ``ARRAY(SELECT ...)``. Each becomes an ordinary expression, a call
+of one of our functions (`functions`), or a constant of the session. Subqueries over relations that are empty for good
+are replaced by what they yield, which leaves few correlated ones (`subqueries`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from penstock.adapter.pg_catalog.parameters import parameter_number
 from penstock.adapter.pg_catalog.relations import is_always_empty
 from penstock.adapter.pg_catalog.shapes import schema_of_relation, shapes
 from penstock.adapter.pg_catalog.snapshot import Snapshot
-from penstock.adapter.pg_catalog.subqueries import ease_scalar_subquery, has_aggregate
+from penstock.adapter.pg_catalog.subqueries import count_instead_of_exists, ease_scalar_subquery, has_aggregate
 from penstock.runtime import SqlError
 from penstock.sql.types import type_named
 
@@ -160,6 +160,7 @@ class _Rewriter:
     def run(self, tree: exp.Expression) -> exp.Expression:
         local = {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
         _strip_schemas(tree)
+        _drop_branches_of_absent_types(tree)
         tree = self._prune_empty(tree, local)
         # children before parents, so that a rule sees arguments that are final
         for node in reversed(list(tree.walk(bfs=True))):
@@ -169,6 +170,8 @@ class _Rewriter:
                     tree = replacement
                 else:
                     node.replace(replacement)
+        for exists in list(tree.find_all(exp.Exists)):
+            count_instead_of_exists(exists)
         for select in list(tree.find_all(exp.Select)):
             ease_scalar_subquery(select)
         return tree
@@ -226,12 +229,17 @@ class _Rewriter:
                 return _OPERATORS[symbol](node.this, node.expression)
             case exp.Collate():
                 return node.this
+            case exp.Escape():
+                return _with_backslash(node)
             case exp.Cast():
                 return self._cast(node)
             case exp.CurrentUser() | exp.SessionUser():
                 return exp.Literal.string(self._snapshot.session.user)
             case exp.CurrentCatalog():
                 return exp.Literal.string(self._snapshot.session.database)
+            case exp.Column() if node.db:
+                node.set("db", None)  # pg_catalog.pg_class.oid
+                return node
             case exp.Column() if not node.table and node.name.lower() in ("current_schema", "user"):
                 return node if node.this.quoted else self._constant(node.name.lower(), []) or node
             case exp.Anonymous():
@@ -280,7 +288,7 @@ class _Rewriter:
         if kind not in _SHOWS_AS:
             if value.is_string and not shown:
                 raise SqlError(f'function "{value.name}" does not exist', sqlstate="42883")
-            return value  # columns of procedures hold their names
+            return exp.cast(value.copy(), "VARCHAR")  # columns of procedures hold their names
         if value.is_string:
             number = self._lookup(kind, value.name)
             return exp.Literal.string(self._show(kind, number)) if shown else exp.Literal.number(number)
@@ -341,14 +349,15 @@ class _Rewriter:
         if name == "pg_get_expr":
             return arguments[0]
         if name in ("array_upper", "cardinality"):
-            return exp.Anonymous(this="array_length", expressions=arguments[:1])
+            return _length(arguments[0])
+        if name == "json_build_object":
+            return _json_object(arguments)
         if name == "array_lower":
             return exp.Literal.number(1)
         if name in ("generate_subscripts", "_pg_expandarray"):
-            count = exp.Anonymous(this="array_length", expressions=arguments[:1])
-            series = exp.Anonymous(
-                this="range", expressions=[exp.Literal.number(1), exp.Add(this=count, expression=exp.Literal.number(1))]
-            )
+            one = exp.Literal.number(1)
+            end = exp.Add(this=_length(arguments[0]), expression=one)
+            series = exp.Anonymous(this="range", expressions=[one.copy(), end])
             return exp.Anonymous(this="unnest", expressions=[series])
         signature = FUNCTIONS.get(name)
         if signature is None:
@@ -427,6 +436,24 @@ def _strip_schemas(tree: exp.Expression) -> None:
             node.set("db", None)
 
 
+def _drop_branches_of_absent_types(tree: exp.Expression) -> None:
+    """``CASE WHEN t.typtype = 'd' THEN ...``: there are no domains, composites, enums or ranges."""
+    for case in reversed(list(tree.find_all(exp.Case))):
+        kept = [branch for branch in case.args["ifs"] if not _asks_for_absent_type(branch.this)]
+        if len(kept) == len(case.args["ifs"]):
+            continue
+        if kept:
+            case.set("ifs", kept)
+        else:
+            case.replace(case.args.get("default") or exp.null())
+
+
+def _asks_for_absent_type(test: exp.Expression) -> bool:
+    if not isinstance(test, exp.EQ) or not isinstance(test.this, exp.Column) or not test.expression.is_string:
+        return False
+    return test.this.name.lower() == "typtype" and test.expression.name in "cderm"
+
+
 def _engine_type(name: str) -> str:
     base = name.partition("(")[0].strip()
     if base in _TYPES:
@@ -449,6 +476,31 @@ def _is_compared(node: exp.Expression) -> bool:
     return isinstance(parent, exp.Predicate | exp.In | exp.Any) or (
         isinstance(parent, exp.Anonymous) and str(parent.this).lower() in FUNCTIONS
     )
+
+
+def _length(array: exp.Expression) -> exp.Expression:
+    return _as_bigint(exp.Anonymous(this="array_length", expressions=[array.copy()]))
+
+
+def _json_object(arguments: Sequence[exp.Expression]) -> exp.Expression:
+    """``json_build_object(name, value, ...)``; catalog queries put texts into it, and so values become strings."""
+    pieces: list[exp.Expression] = []
+    for index, argument in enumerate(arguments):
+        text = exp.Anonymous(this="pg_json_string", expressions=[exp.cast(argument.copy(), "VARCHAR")])
+        pieces.append(exp.Literal.string(" : " if index % 2 else ", " if index else "{"))
+        pieces.append(exp.func("coalesce", text, exp.Literal.string("null")))
+    return exp.Anonymous(this="concat", expressions=[*pieces, exp.Literal.string("}")])
+
+
+def _with_backslash(node: exp.Escape) -> exp.Expression:
+    """``LIKE pattern ESCAPE '/'`` with the backslash that DataFusion escapes with."""
+    like, escape = node.this, node.expression.name
+    if escape != "\\":
+        pattern = exp.Anonymous(
+            this="replace", expressions=[like.expression, exp.Literal.string(escape), exp.Literal.string("\\")]
+        )
+        like.set("expression", pattern)
+    return like
 
 
 def _array_of_literal(text: str, element: str | None) -> exp.Expression:

@@ -17,6 +17,8 @@ import pyarrow as pa
 
 from penstock.sql.types import OID, Column, RelationDesc, SqlType, type_named
 
+VECTORS = {"int2vector": SqlType("int2vector", 22), "oidvector": SqlType("oidvector", 30)}
+"""Arrays that print as ``1 2``: lists while a query runs, texts in its result."""
 ENGINE_OID = pa.int64()
 """OIDs are 64-bit while a query runs: mixing unsigned columns with literals would need casts everywhere."""
 
@@ -53,6 +55,9 @@ def schema_of_relation() -> dict[str, str]:
 
 
 def engine_type(kind: SqlType) -> pa.DataType:
+    """The Arrow type that carries `kind` while a query runs."""
+    if kind.name in VECTORS:
+        return pa.list_(pa.int16() if kind.name == "int2vector" else ENGINE_OID)
     if kind.element is not None:
         return pa.list_(engine_type(kind.element))
     return ENGINE_OID if kind == OID else kind.arrow
@@ -64,7 +69,8 @@ def _desc(columns: str) -> RelationDesc:
 
 def _column(text: str) -> Column:
     name, _, kind = text.partition(" ")
-    return Column(name, type_named(kind.removesuffix(" not null")), not kind.endswith(" not null"))
+    text = kind.removesuffix(" not null")
+    return Column(name, VECTORS.get(text) or type_named(text), text == kind)
 
 
 @cache
@@ -90,7 +96,7 @@ def table_of(shape: Shape, rows: Sequence[dict[str, object]]) -> pa.Table:
 
 
 def _zero(kind: SqlType) -> object:
-    if kind.element is not None:
+    if kind.element is not None or kind.name in VECTORS:
         return []
     arrow = engine_type(kind)
     if pa.types.is_boolean(arrow):

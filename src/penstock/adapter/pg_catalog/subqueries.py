@@ -30,6 +30,21 @@ def has_aggregate(select: exp.Select) -> bool:
     return False
 
 
+def count_instead_of_exists(exists: exp.Exists) -> None:
+    """EXISTS in a select list, which DataFusion knows only as a condition, becomes a count that is not zero."""
+    node: exp.Expression = exists
+    while node.parent is not None and not isinstance(node.parent, exp.Select | exp.Where | exp.Join | exp.Having):
+        node = node.parent
+    select = exists.this.unnest()
+    if not isinstance(node.parent, exp.Select) or node.arg_key != "expressions" or not isinstance(select, exp.Select):
+        return
+    select = select.copy()
+    count = exp.Anonymous(this="count", expressions=[exp.Star()])
+    select.set("expressions", [exp.GT(this=count, expression=exp.Literal.number(0))])
+    select.set("order", None)
+    exists.replace(exp.Subquery(this=select))
+
+
 def ease_scalar_subquery(select: exp.Select) -> None:
     """Rewrite `select` in place when it is a scalar subquery with a FROM."""
     subquery = select.parent
