@@ -18,7 +18,7 @@ from penstock.committer import AddressError, CommitterServer, InProcessConsensus
 from penstock.committer import committer_pb2 as pb
 from penstock.committer import committer_pb2_grpc as pb_grpc
 from penstock.persist import CasResult, Consensus, LocalPubSub, MemConsensus, SeqNo, Versioned
-from penstock.runtime import Determinate, Indeterminate
+from penstock.runtime import Indeterminate
 
 
 def version(seqno: int, data: bytes = b"x") -> Versioned:
@@ -55,54 +55,6 @@ def test_results_travel(address: str) -> None:
             assert await client.truncate("s", SeqNo(1)) == 1
             assert await client.truncate("s", SeqNo(1)) == 0
             assert await client.list_keys() == ["s"]
-            await client.close()
-
-    asyncio.run(main())
-
-
-class FailingConsensus(MemConsensus):
-    error: Exception = Determinate("unset")
-
-    async def head(self, key: str, *, linearized: bool = True) -> Versioned | None:
-        raise self.error
-
-    async def compare_and_set(self, key: str, new: Versioned) -> CasResult:
-        raise self.error
-
-
-def test_determinate_error_retried_for_ever(tmp_path: Path) -> None:
-    """The kind of an error survives the wire; flattened, a determinate one would be retried without end."""
-
-    async def main() -> None:
-        store = FailingConsensus()
-        async with serving(InProcessConsensus(store), f"unix:{tmp_path}/c") as target:
-            client = RpcConsensus(target)
-            cause = OSError("SQLSTATE 40001: restart transaction")
-            for error in (Determinate("conflict"), Indeterminate("timeout")):
-                error.__cause__ = cause
-                store.error = error
-                for call in (client.head("s"), client.compare_and_set("s", version(0))):
-                    with pytest.raises(type(error), match="restart transaction") as caught:
-                        await call
-                    assert type(caught.value) is type(error)
-            store.error = RuntimeError("a bug in the store")
-            with pytest.raises(Indeterminate, match="a bug in the store"):
-                await client.head("s")
-            await client.close()
-
-    asyncio.run(main())
-
-
-def test_oversized_state_spins(address: str) -> None:
-    """Messages beyond gRPC's default of 4 MiB pass in both directions."""
-
-    async def main() -> None:
-        data = os.urandom(9 << 20)
-        async with serving(InProcessConsensus(MemConsensus()), address) as target:
-            client = RpcConsensus(target)
-            assert await client.compare_and_set("s", version(0, data)) is CasResult.COMMITTED
-            assert await client.head("s") == version(0, data)
-            assert await client.scan("s", SeqNo(0)) == [version(0, data)]
             await client.close()
 
     asyncio.run(main())
