@@ -34,7 +34,7 @@ def test_a_commit_before_the_subscription_arrives_is_not_missed(tmp_path: Path) 
         await writer.compare_and_append(Updates.empty(SCHEMA), Frontier(0), Frontier(5))
         server = CommitterServer(consensus, local)
         await server.listen(address)  # only now can the subscription arrive
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(6):
             assert (await waiting).progress == 5
         await there.close()
         await here.close()
