@@ -25,7 +25,9 @@ _CLOSING = frozenset((TokenType.R_PAREN, TokenType.R_BRACKET))
 
 
 class Lexeme(NamedTuple):
-    """`word`: upper-case text of a word or symbol, "" for strings and quoted identifiers. `token_index`: of its token."""
+    """`word`: upper-case text of a word or symbol, "" for strings and quoted identifiers. `token_index`:
+    of its token.
+    """
 
     word: str
     token: Token
