@@ -3,8 +3,9 @@
     python bench/engine.py [a] [c] [top] [min] [--scale 1.0]
 
 (a) count and sum by key, 5 million rows, 100,000 keys; (c) orders (1 M) joined with lineitem (4 M), grouped by customer
-(100,000); top: the first 10 of 5 million rows; min: one group of 5 million rows whose minimum is retracted. A batch is 1,000
-changes, half of them retractions (c: on both sides; min: one retraction). Peak memory is the process's, of one case per run.
+(100,000); top: the first 10 of 5 million rows; min: one group of 5 million rows whose minimum is retracted. A batch is
+1,000 changes, half of them retractions (c: on both sides; min: one retraction). Peak memory is the process's, of one
+case per run.
 """
 
 from __future__ import annotations

@@ -552,3 +552,14 @@ def test_min_of_a_contradictory_group_is_an_error(history: History) -> None:
         assert errs == Counter({failure("XX000", f"min: a negative number of rows for key (k={k})"): 1 for k in broken})
         if not broken:
             assert oks == expected
+
+
+def test_a_group_too_large_to_sum_is_an_error_and_can_still_be_counted() -> None:
+    history = History([(0, (1, None, 1), 0, 2**29), (0, (1, None, 1), 1, 1), (0, (1, None, 1), 2, -1)], [])
+    summed, _ = run(lambda _, c: reduce(c[0], [0], [Aggregate(Function.SUM, 2)]), [KV], history)
+    assert summed.at(0) == ok(Counter({(1, Decimal(2**29)): 1}))
+    text = f"reduce: more than {2**29} rows for key (k=1)"
+    assert summed.at(1) == (Counter(), Counter({failure("54000", text): 1}))
+    assert summed.at(2) == ok(Counter({(1, Decimal(2**29)): 1}))
+    counted, _ = run(lambda _, c: reduce(c[0], [0], [Aggregate(Function.COUNT)]), [KV], history)
+    assert counted.at(1) == ok(Counter({(1, 2**29 + 1): 1}))

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.dataflow.graph import Collection, Operator, Slices, StatefulOperator, pieces
-from penstock.dataflow.run import Run, merge, merge_slice
+from penstock.dataflow.run import Run, merge, merge_slice, with_directory
 from penstock.runtime import DONE, Frontier, Updates
 
 _SMALL_ROWS = 1 << 14
@@ -211,7 +211,7 @@ class Arrange(StatefulOperator):
     def _sort(self, updates: Updates) -> Run:
         if not self._keep_nulls:
             updates = without_null_keys(updates, self.key)
-        return Run.build(updates, self.key)
+        return with_directory(Run.build(updates, self.key))
 
 
 def _times(run: Run) -> npt.NDArray[np.uint64]:

@@ -31,6 +31,8 @@ PIECE_ROWS = 1 << 19
 EAGER_ROWS = 1 << 20
 """So many waiting rows are summed before their times are closed."""
 _GROUPS_PER_SLICE = 1 << 18
+GROUP_ROWS_MAX = 1 << 29
+"""With more rows a limb of a sum might overflow: such a group is an error. Counting rows has no such limit."""
 _COUNT: LimbId = "rows"
 
 
@@ -189,6 +191,9 @@ class Reduce(StatefulOperator):
         messages: list[tuple[Limb | npt.NDArray[np.bool_], str, str]] = []
         if failed.any():
             messages.append((failed, "XX000", "a negative number of rows"))
+        if len(limbs) > 1 and (crowded := (counts > GROUP_ROWS_MAX) & ~failed).any():
+            messages.append((crowded, "54000", f"more than {GROUP_ROWS_MAX} rows"))
+            failed = failed | crowded
         for aggregate in self._aggregates:
             values, wrong = aggregate.results(limbs, counts)
             columns.append(values)

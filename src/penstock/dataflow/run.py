@@ -24,8 +24,8 @@ from penstock.runtime.updates import concat_rows, consolidated_indices, rows_equ
 Indices = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
-MERGE_SLICE_ROWS = 1 << 16
-_CANCEL_ROWS_MIN = 1 << 13
+MERGE_SLICE_ROWS = 1 << 15
+_CANCEL_ROWS_MIN = 1 << 14
 """In smaller merges opposite updates are left: looking for them costs more than carrying them on."""
 
 
@@ -71,7 +71,7 @@ class Run:
 
     def untimed(self) -> Run:
         """The same rows as contents of a time long complete."""
-        return self if self.times is None else Run(self.keys, self.rows, None, self.diffs)
+        return self if self.times is None else Run(self.keys, self.rows, None, self.diffs, self._directory)
 
     def diffs_at(self, indices: Indices) -> npt.NDArray[np.int64]:
         return np.ones(len(indices), np.int64) if self.diffs is None else self.diffs[indices]
@@ -140,6 +140,13 @@ def _lower_bounds(run: Run, probes: U64) -> Indices:
         lows = np.where(below, middle + 1, lows)
         highs = np.where(below, highs, middle)
     return lows
+
+
+def with_directory(run: Run) -> Run:
+    """`run` with its directory made now, so that the first lookup does not wait for it."""
+    if len(run) >= _DIRECTORY_ROWS_MIN:
+        _directory(run)
+    return run
 
 
 def _directory(run: Run) -> tuple[npt.NDArray[np.uint32], np.uint64]:
@@ -240,7 +247,7 @@ def merge(older: Run, newer: Run) -> Generator[None, None, Run]:
             merge_slice(older.slice(older_cuts[i], older_cuts[i + 1]), newer.slice(newer_cuts[i], newer_cuts[i + 1]))
         )
         yield
-    return concat_runs(parts)
+    return with_directory(concat_runs(parts))
 
 
 def same_rows(

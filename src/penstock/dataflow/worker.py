@@ -89,6 +89,7 @@ class Worker:
         while self._arrived:
             operator = self._arrived.popleft()
             operator.dataflow.mark(operator)
+        idle = not self._active
         deadline = self._clock.monotonic() + _STEP_SECONDS_MAX
         while self._active:
             dataflow = next(iter(self._active))
@@ -100,8 +101,8 @@ class Worker:
                 self._maintenance[dataflow] = None
             if self._calls or self._clock.monotonic() >= deadline:
                 break
-        if not self._active and not self._calls and not self._arrived:
-            self._maintain_once()
+        if idle and not self._calls and not self._arrived:
+            self._maintain_once()  # only when there was nothing else: whoever waits for a step's result has it first
         return bool(self._active or self._maintenance or self._calls or self._arrived)
 
     def park(self, timeout: float | None) -> None:
