@@ -91,9 +91,11 @@ def _shortest(value: float, single: bool) -> str:
     back only because ties go to even. PostgreSQL does not rely on that: it shows as many digits more as it takes.
     """
     text = str(np.float32(value)) if single else repr(value)
-    if abs(value) < (2**24 if single else 2**53):
+    precision = 24 if single else 53
+    exponent = math.frexp(value)[1]
+    if exponent <= precision:
         return text
-    spacing = int(np.spacing(np.float32(abs(value)))) if single else int(math.ulp(value))
+    spacing = 2 ** (exponent - precision)
     shown = decimal.Decimal(text)
     if 2 * abs(int(shown) - int(value)) != spacing:
         return text
