@@ -22,8 +22,6 @@ from psycopg.types import TypeInfo
 from penstock.adapter.pg_catalog import answer, describe, is_catalog_query
 from penstock.adapter.pg_catalog.relations import relation_table
 from penstock.adapter.pg_catalog.shapes import shapes
-from penstock.adapter.pg_catalog.snapshot import view_query
-from penstock.adapter.system_relations import to_table
 from penstock.runtime import SqlError
 from penstock.sql import parse
 from penstock.sql.statements import Query
@@ -227,12 +225,9 @@ def test_ordinary_queries_are_left_to_the_planner() -> None:
 
 
 def test_relations_of_other_schemas_can_join_in() -> None:
+    from penstock.adapter.system_relations import to_table
+
     clusters = to_table("mz_catalog.mz_clusters", [("c1", "quickstart", "r1", True, "100cc", 1)])
     sql = "select c.name, r.rolname from mz_catalog.mz_clusters c, pg_roles r"
     _, table = answer(_tree(sql), SNAPSHOT, tables={"mz_catalog.mz_clusters": clusters})
     assert table.to_pylist() == [{"name": "quickstart", "rolname": "materialize"}]
-
-
-def test_the_query_of_a_view_is_what_follows_as() -> None:
-    assert view_query('CREATE VIEW "odd AS name" AS\nSELECT a AS b FROM t;') == "SELECT a AS b FROM t"
-    assert view_query("CREATE MATERIALIZED VIEW v IN CLUSTER c\nAS SELECT 1") == "SELECT 1"

@@ -108,6 +108,16 @@ def from_integers(value: pa.Array, kind: pa.DataType) -> pa.Array | None:
     return from_unscaled(integers * 10**kind.scale, kind, [value])
 
 
+def to_integers(value: pa.Array, kind: pa.DataType) -> pa.Array | None:
+    """Decimals of scale 0 as integers of at most 64 bits; None when one does not fit."""
+    integers = unscaled(value)
+    if integers is None:
+        return None
+    mask = value.is_null().to_numpy(zero_copy_only=False) if value.null_count else None
+    made = pa.array(integers, pa.int64(), mask=mask)
+    return made if kind == made.type else made.cast(kind)
+
+
 def largest(values: I64 | int) -> int:
     """The greatest absolute value."""
     if isinstance(values, int):

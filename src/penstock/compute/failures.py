@@ -1,101 +1,48 @@
-"""What library errors mean in SQL: message texts of DataFusion and Arrow to SQLSTATEs.
+"""What library errors mean in SQL.
 
-Both libraries report all failures of an expression as one exception type with a text, so that texts are all
-there is to go by. The same table serves one-off queries and maintained views: an error reads the same in
-both.
+DataFusion's are the sql room's to read (`map_datafusion_error`); Arrow kernels, which views run directly, say the same
+things in their own words. One-off queries and maintained views report an error alike.
 """
 
 from __future__ import annotations
 
-import re
+import pyarrow as pa
 
-from penstock.runtime import DataError, SqlError
+from penstock.runtime import DataError, PenstockError
+from penstock.sql.errors import map_datafusion_error
 
-_TABLE: tuple[tuple[re.Pattern[str], str, str | None], ...] = tuple(
-    (re.compile(pattern, re.IGNORECASE | re.DOTALL), sqlstate, message)
-    for pattern, sqlstate, message in (
-        (r"divide by zero|division by zero", "22012", "division by zero"),
-        (r"scalar subquery returned more than one row", "21000", "more than one record produced in subquery"),
-        (r"cannot cast string '(?P<a>.*)' to value of (?P<b>\w+)", "22P02", None),
-        (r"failed to parse|error parsing (timestamp|date|time)|parser error", "22007", None),
-        (r"can'?t cast value|cannot cast to decimal|too large to store|too small to store", "22003", None),
-        (r"not in range|out of (range|bounds)|does not fit", "22003", None),
-        (r"overflow", "22003", None),
-        (r"square root of a negative", "2201F", "cannot take square root of a negative number"),
-        (r"negative count|negative substring", "22011", "negative substring length not allowed"),
-        (r"regex parse error|regular expression did not compile|invalid regex", "2201B", None),
-        (r"invalid utf-?8|invalid string conversion", "22021", None),
-        (r"resources exhausted|memory", "53200", None),
-        (r"this feature is not implemented|not implemented", "0A000", None),
-        (r"invalid function", "42883", None),
-        (r"table '.*' not found", "42P01", None),
-        (r"no field named", "42703", None),
-        (r"granularity|unsupported date part|date part", "22023", None),
-    )
+
+def explain_failure(error: BaseException) -> PenstockError:
+    """`error`, raised by DataFusion, Arrow or a function of ours while evaluating, as the error a client sees."""
+    if isinstance(error, pa.ArrowInvalid):
+        text = str(error).lower()
+        if "divide by zero" in text:
+            return DataError("division by zero", sqlstate="22012")
+        if "not in range" in text or "overflow" in text:
+            return DataError(f"{_range_of(str(error))} out of range", sqlstate="22003")
+        if "rescal" in text or "does not fit" in text or "precision" in text:
+            return DataError("numeric field overflow", sqlstate="22003")
+    mapped = map_datafusion_error(error)
+    if mapped.sqlstate == "XX000":
+        text = str(error).lower()
+        for words, sqlstate, message in _FUNCTIONS:
+            if words in text:
+                return DataError(message, sqlstate=sqlstate)
+    return mapped
+
+
+_FUNCTIONS = (
+    ("regex parse error", "2201B", "invalid regular expression"),
+    ("regular expression did not compile", "2201B", "invalid regular expression"),
+    ("square root of a negative", "2201F", "cannot take square root of a negative number"),
+    ("negative count not allowed", "22011", "negative substring length not allowed"),
 )
-
-_MARKED = re.compile(r"\[(?P<sqlstate>[0-9A-Z]{5})\] ?(?P<message>[^\n\"]*)")
-"""How a function of ours writes its SQLSTATE into an exception that must pass through the library."""
+"""What DataFusion's functions say about arguments they do not take."""
 
 
-def explain_failure(error: BaseException) -> SqlError:
-    """`error`, raised by DataFusion or Arrow while evaluating, as the error a client sees.
-
-    Errors that already are `SqlError` come back as they are. An unknown text keeps its wording under XX000.
-    """
-    known = _own(error)
-    if known is not None:
-        return known
-    text = _clean(str(error))
-    for pattern, sqlstate, message in _TABLE:
-        match = pattern.search(text)
-        if match is None:
-            continue
-        return DataError(message or _wording(sqlstate, match, text), sqlstate=sqlstate)
-    return SqlError(text)
-
-
-def _own(error: BaseException) -> SqlError | None:
-    """The `SqlError` that the exception is, was raised from, or quotes."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, SqlError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    match = _MARKED.search(str(error))
-    return DataError(match["message"].strip(), sqlstate=match["sqlstate"]) if match else None
-
-
-def _wording(sqlstate: str, match: re.Match[str], text: str) -> str:
-    if sqlstate == "22P02" and match.groupdict().get("a") is not None:
-        return f'invalid input syntax for type {_sql_name(match["b"])}: "{match["a"]}"'
-    return text
-
-
-def _sql_name(arrow: str) -> str:
-    return _NAMES.get(arrow, arrow.lower())
-
-
-_NAMES = {
-    "Int8": "tinyint",
-    "Int16": "smallint",
-    "Int32": "integer",
-    "Int64": "bigint",
-    "Float32": "real",
-    "Float64": "double precision",
-    "Boolean": "boolean",
-    "Date32": "date",
-}
-
-
-def _clean(text: str) -> str:
-    """The innermost cause, without the library's layers around it."""
-    text = text.strip()
-    for prefix in ("Optimizer rule 'simplify_expressions' failed", "DataFusion error:", "caused by"):
-        text = text.replace(prefix, "")
-    text = re.sub(
-        r"^(\s*(Arrow error|Execution error|Compute error|Cast error|External error|Invalid argument error):\s*)+",
-        "",
-        text,
-    )
-    return " ".join(text.split())
+def _range_of(text: str) -> str:
+    """The type a value is out of the range of, as Arrow's text shows it by its bounds."""
+    for bound, name in ((" 32767", "smallint"), (" 2147483647", "integer"), (" 9223372036854775807", "bigint")):
+        if bound in text:
+            return name
+    return "integer"

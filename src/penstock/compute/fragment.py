@@ -13,8 +13,8 @@ import pyarrow.dataset as ds
 from datafusion import ExecutionPlan
 
 from penstock.compute.ir import Case, Column, Literal, Scalar, children_of, with_children
-from penstock.compute.query import new_context
 from penstock.compute.scalar_sql import render
+from penstock.sql.functions import new_context
 
 
 class _Scanner:

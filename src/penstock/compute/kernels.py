@@ -19,7 +19,9 @@ from penstock.compute.fragment import Fragment
 from penstock.compute.ir import Call, Case, Cast, Column, InList, Literal, Scalar, children_of, with_children
 from penstock.compute.plan_functions import PLAN_FUNCTIONS
 from penstock.compute.values import Kernel, KernelMaker, Value
+from penstock.runtime import DataError
 from penstock.runtime.updates import values_equal
+from penstock.sql.functions import KERNELS
 
 
 def kernel_for(expr: Scalar) -> Kernel | None:
@@ -33,9 +35,42 @@ def kernel_for(expr: Scalar) -> Kernel | None:
             return _cast_kernel(expr)
         case Call():
             maker = _CALLS.get(expr.name)
-            return None if maker is None else maker(expr)
+            if maker is not None:
+                return maker(expr)
+            return _own_kernel(expr) if expr.name in KERNELS else None
         case _:
             return None
+
+
+def _own_kernel(call: Call) -> Kernel:
+    """A function of the sql room: it takes arrays of exact types."""
+    own = KERNELS[call.name]
+
+    def kernel(args: list[Value], count: int) -> Value:
+        arrays = [pa.repeat(arg, count) if isinstance(arg, pa.Scalar) else arg for arg in args]
+        return own.function(*(_typed(array, kind) for array, kind in zip(arrays, own.arguments, strict=True)))
+
+    return kernel
+
+
+def _checked(call: Call) -> Kernel:
+    """64-bit integer arithmetic that fails where the exact result does not fit."""
+    function = _CHECKED[call.name]
+
+    def kernel(args: list[Value], _count: int) -> Value:
+        try:
+            return function(*args)
+        except pa.ArrowInvalid:
+            raise DataError("bigint out of range", sqlstate="22003") from None
+
+    return kernel
+
+
+_CHECKED = {
+    "checked_add": pc.add_checked,
+    "checked_subtract": pc.subtract_checked,
+    "checked_multiply": pc.multiply_checked,
+}
 
 
 def _general(expr: Scalar) -> Kernel:
@@ -262,6 +297,8 @@ def _cast_kernel(cast: Cast) -> Kernel | None:
         convert = lambda value: decimals.rescale(value, target)  # noqa: E731
     elif types.is_integer(source) and types.is_decimal128(target):
         convert = lambda value: decimals.from_integers(value, target)  # noqa: E731
+    elif types.is_decimal128(source) and source.scale == 0 and types.is_integer(target) and not types.is_uint64(target):
+        convert = lambda value: decimals.to_integers(value, target)  # noqa: E731
     if convert is None:
         return None
     chosen, general = convert, _general(cast)
@@ -468,5 +505,6 @@ _CALLS: dict[str, KernelMaker] = {
     "ends_with": _affix,
     "date_part": _date_part,
     "date_trunc": _date_trunc,
+    **dict.fromkeys(_CHECKED, _checked),
     **PLAN_FUNCTIONS,
 }

@@ -21,6 +21,7 @@ from penstock.compute.ir import (
     Literal,
     Scalar,
     When,
+    make_literal,
 )
 from penstock.compute.substrait_values import SubstraitValues
 from penstock.runtime import SqlError
@@ -176,4 +177,27 @@ def _simplify_cast(cast: Cast) -> Scalar:
         return cast.arg
     if isinstance(cast.arg, Literal) and cast.arg.value is None:
         return Literal(None, cast.type)
-    return cast
+    return cast if cast.lenient else _checked_arithmetic(cast) or cast
+
+
+def _checked_arithmetic(cast: Cast) -> Scalar | None:
+    """``bigint(decimal(a) + decimal(b))``, which is how planned SQL writes bigint arithmetic that checks its range."""
+    call = cast.arg
+    if not isinstance(call, Call) or cast.type != pa.int64() or call.name not in ("add", "subtract", "multiply"):
+        return None
+    operands = [_as_integer(operand) for operand in call.args]
+    if len(operands) != 2 or operands[0] is None or operands[1] is None:
+        return None
+    return Call(f"checked_{call.name}", (operands[0], operands[1]), pa.int64())
+
+
+def _as_integer(scalar: Scalar) -> Scalar | None:
+    """The bigint that `scalar` widens to a decimal without digits after the point; None for anything else."""
+    if not pa.types.is_decimal128(scalar.type) or scalar.type.scale != 0:
+        return None
+    if isinstance(scalar, Literal):
+        fits = scalar.value is not None and abs(int(scalar.value)) < 2**63
+        return make_literal(int(scalar.value or 0), pa.int64()) if fits else None
+    if isinstance(scalar, Cast) and pa.types.is_integer(scalar.arg.type) and not pa.types.is_uint64(scalar.arg.type):
+        return scalar.arg if scalar.arg.type == pa.int64() else Cast(scalar.arg, pa.int64())
+    return None

@@ -11,10 +11,11 @@ from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-from datafusion import DataFrame, SessionConfig, SessionContext
+from datafusion import DataFrame, SessionContext
 
 from penstock.compute.failures import explain_failure
 from penstock.runtime import SqlError, Timestamp, conform
+from penstock.sql.functions import new_context
 
 Input: TypeAlias = pa.Table | pa.RecordBatchReader
 RESULT_BYTES_MAX = 1 << 30
@@ -37,7 +38,7 @@ def execute(
     threads of the query. Raises `SqlError`: 53000 when the result exceeds `result_bytes_max`, 57014 when
     cancelled, otherwise what the query's own failure means. Closing the iterator ends the query.
     """
-    context = new_context(mz_now, partitions=partitions)
+    context = new_context(partitions=partitions, mz_now=mz_now)
     try:
         frame = _plan(context, sql, tables)
         stream = frame.execute_stream()
@@ -66,10 +67,21 @@ def execute(
         yield batch
 
 
-def new_context(mz_now: Timestamp | None = None, *, partitions: int = 1) -> SessionContext:
-    """A DataFusion session with Penstock's functions. `mz_now` None: mz_now() is not defined."""
-    config = SessionConfig().with_target_partitions(partitions).set("datafusion.execution.collect_statistics", "false")
-    return SessionContext(config)
+class _StreamScanner:
+    """As much of a scanner as DataFusion uses: one pass over a reader, a batch at a time, nothing read ahead.
+
+    `filter`: DataFusion leaves to the scan what it can say as an Arrow expression.
+    """
+
+    def __init__(self, owner: StreamDataset, columns: list[str] | None, filter: ds.Expression | None) -> None:
+        self._owner, self._columns, self._filter = owner, columns, filter
+        schema = owner.schema
+        self.projected_schema = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        for batch in self._owner.open():
+            kept = batch if self._filter is None else batch.filter(self._filter)
+            yield kept if self._columns is None else kept.select(self._columns)
 
 
 class _StreamFragment:
@@ -81,12 +93,12 @@ class _StreamFragment:
 
     def scanner(
         self,
-        schema: pa.Schema | None = None,
+        _schema: pa.Schema | None = None,
         columns: list[str] | None = None,
         filter: ds.Expression | None = None,
         **_: object,
-    ) -> ds.Scanner:
-        return ds.Scanner.from_batches(self._owner.open(), columns=columns, filter=filter, use_threads=False)
+    ) -> _StreamScanner:
+        return _StreamScanner(self._owner, columns, filter)
 
 
 class StreamDataset(ds.InMemoryDataset):
@@ -117,15 +129,35 @@ def _plan(context: SessionContext, sql: str, tables: Mapping[str, Input]) -> Dat
             batches = table.to_batches() or [_empty(table.schema)]
             context.register_record_batches(name, [batches])
         else:
-            streams[name] = StreamDataset(table.schema, table)
-            context.register_dataset(name, streams[name])
+            streams[name] = _register_stream(context, name, table)
     frame = context.sql(sql)
     if streams:
         text = frame.optimized_logical_plan().display_indent()
         for name, dataset in streams.items():
-            if text.count(f"TableScan: {name}") > 1 and isinstance(dataset.source, pa.RecordBatchReader):
+            scans = text.count(f"TableScan: {name}") + text.count(f"TableScan: {_BEHIND}{name}")
+            if scans > 1 and isinstance(dataset.source, pa.RecordBatchReader):
                 dataset.source = dataset.source.read_all()
     return frame
+
+
+_BEHIND = "stream_behind_"
+_LIMIT_NONE = 2**63 - 1
+
+
+def _register_stream(context: SessionContext, name: str, reader: pa.RecordBatchReader) -> StreamDataset:
+    """The stream as table `name`.
+
+    Arrow, which filters what it scans, and DataFusion order NaN differently: where there are floats, a limit that
+    never bites keeps DataFusion's filters out of the scan.
+    """
+    dataset = StreamDataset(reader.schema, reader)
+    if any(pa.types.is_floating(kind) for kind in reader.schema.types):
+        context.register_dataset(_BEHIND + name, dataset)
+        view = context.sql(f'SELECT * FROM "{_BEHIND}{name}" LIMIT {_LIMIT_NONE}')
+        context.register_view(name, view)
+    else:
+        context.register_dataset(name, dataset)
+    return dataset
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:

@@ -15,7 +15,6 @@ import pyarrow as pa
 
 from penstock.compute.fragment import CurrentBatch
 from penstock.compute.ir import Aggregate, Reduce, SortKey, Window, WindowFunction
-from penstock.compute.query import new_context
 from penstock.compute.scalar_sql import render_literal
 from penstock.dataflow import ERRORS_SCHEMA, Collection
 from penstock.dataflow.graph import Slices, StatefulOperator
@@ -23,6 +22,7 @@ from penstock.dataflow.run import Run
 from penstock.dataflow.trace import IndexTrace
 from penstock.runtime import Frontier, Timestamp, Updates, conform
 from penstock.runtime.updates import take_rows
+from penstock.sql.functions import new_context
 
 _SIDE = "__side"
 """Column of the plan's input: 0 for the rows before a change, 1 for those after it."""

@@ -53,6 +53,7 @@ _POSTFIX = {
     "is_not_false": "IS NOT FALSE",
     "is_not_unknown": "IS NOT UNKNOWN",
 }
+_CHECKED = {"checked_add": "+", "checked_subtract": "-", "checked_multiply": "*"}
 _RENAMED = {"substring": "substr", "character_length": "character_length"}
 
 
@@ -87,6 +88,9 @@ def _call(call: Call, args: list[str]) -> str:
         return f"({args[0]} {_POSTFIX[name]})"
     if name in ("like", "ilike") and len(args) == 3:
         return f"({args[0]} {_INFIX[name]} {args[1]} ESCAPE {args[2]})"
+    if name in _CHECKED:
+        wide = [f"arrow_cast({arg}, 'Decimal128(19, 0)')" for arg in args]
+        return f"arrow_cast(({wide[0]} {_CHECKED[name]} {wide[1]}), 'Int64')"
     if name == "not":
         return f"(NOT {args[0]})"
     if name == "negate":

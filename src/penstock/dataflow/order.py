@@ -116,48 +116,24 @@ def less(left: Sequence[U64], right: Sequence[U64]) -> npt.NDArray[np.bool_]:
 
 
 def _lexsort(words: list[U64]) -> tuple[Indices, npt.NDArray[np.bool_]]:
-    """Permutation by `words`, most significant first; and whether each place equals its predecessor in all of them."""
+    """Permutation by `words`, most significant first; and whether each place equals its predecessor in all of
+    them."""
     count = len(words[0])
-    packed = np.zeros(count, np.uint64)
-    width = 0
-    for word in words if count else []:
-        low = word.min()
-        bits = int(word.max() - low).bit_length()
-        if bits == 0:
-            continue
-        if width == 0:
-            packed, width = word - low, bits
-            continue
-        if width + bits > 64:
-            packed, width = _dense(packed)
-        if width + bits > 64:
-            # the part that fits first, then the rest of the word
-            rest = np.uint64(width + bits - 64)
-            packed = (packed << np.uint64(64 - width)) | ((word - low) >> rest)
-            packed, width = _dense(packed)
-            word, low, bits = (word - low) & ((np.uint64(1) << rest) - np.uint64(1)), np.uint64(0), int(rest)
-        packed = (packed << np.uint64(bits)) | (word - low)
-        width += bits
-    order = np.argsort(packed) if width else np.arange(count)
-    ordered = packed[order]
-    ties = np.zeros(count, dtype=bool)
-    np.equal(ordered[1:], ordered[:-1], out=ties[1:])
+    varying = [word for word in words if count and (word != word[0]).any()]
+    if not varying:
+        ties = np.ones(count, dtype=bool)
+        ties[:1] = False
+        return np.arange(count), ties
+    if len(varying) == 1:
+        order = np.argsort(varying[0])
+    else:
+        order = np.lexsort(varying[::-1])
+    ties = np.ones(count, dtype=bool)
+    ties[0] = False
+    for word in varying:
+        sorted_word = word[order]
+        ties[1:] &= sorted_word[1:] == sorted_word[:-1]
     return order, ties
-
-
-def _dense(values: U64) -> tuple[U64, int]:
-    """The rank of each value among the distinct ones, and the bits that ranks take.
-
-    NumPy sorts single 64-bit numbers several times faster than tuples of them: so words are packed into one, and what
-    does not fit is made to.
-    """
-    order = np.argsort(values)
-    ordered = values[order]
-    steps = np.zeros(len(values), np.uint64)
-    steps[1:] = ordered[1:] != ordered[:-1]
-    ranks = np.empty(len(values), np.uint64)
-    ranks[order] = np.cumsum(steps)
-    return ranks, int(steps.sum()).bit_length()
 
 
 def _append_words(words: list[U64], column: pa.Array, nullable: bool, key: SortKey) -> bool:

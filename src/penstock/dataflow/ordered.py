@@ -33,7 +33,7 @@ from penstock.runtime.updates import concat_rows, take_rows
 Diffs = npt.NDArray[np.int64]
 
 ALL_ROWS = 1 << 62
-_SLACK_ROWS = 2
+_SLACK_ROWS = 6
 """Rows asked for beyond k at first: retractions that were not merged yet hide that many without a second
 look."""
 

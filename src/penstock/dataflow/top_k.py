@@ -28,7 +28,6 @@ from penstock.runtime.updates import concat_rows, take_rows
 _PIECE_ROWS = 1 << 19
 _GROUPS_PER_SLICE = 1 << 15
 _ROWS_PER_READ = 1 << 16
-_FEW_GROUPS = 16
 
 Times = npt.NDArray[np.uint64]
 
@@ -143,10 +142,9 @@ class TopK(StatefulOperator):
         known = self._last_read
         if known is not None and known[0] is self.trace.runs and some.same_as(known[1]):
             return known[2]
-        # Few groups are read as deep as the last time; of many, only those that need it, in a second look.
-        ask = min(self._depth * 2, _ROWS_PER_READ) if some.count <= _FEW_GROUPS else 0
+        ask = min(self._depth * 2, _ROWS_PER_READ // max(len(some.hashes), 1))
         head = heads(self.trace.runs, self._group, self._order, some.hashes, some.keys, self._last, ask=ask)
-        self._depth = head.depth if some.count <= _FEW_GROUPS else self._depth
+        self._depth = head.depth
         # Cancelled rows at the head are read again and again; when that has cost as much as merging would, merge.
         self._wasted += max(head.depth - self._last, 0) if self._last < ALL_ROWS else 0
         if self._wasted > self.trace.rows:

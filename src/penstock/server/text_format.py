@@ -13,7 +13,6 @@ TimeZone UTC.
 from __future__ import annotations
 
 import decimal
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -66,7 +65,7 @@ def float_text(value: float, single: bool = False) -> str:
         return "NaN"
     if value in (float("inf"), float("-inf")):
         return "Infinity" if value > 0 else "-Infinity"
-    sign, digits, exponent = decimal.Decimal(_shortest(value, single)).as_tuple()
+    sign, digits, exponent = decimal.Decimal(str(np.float32(value)) if single else repr(value)).as_tuple()
     assert isinstance(exponent, int)
     shown = "".join(map(str, digits)).lstrip("0")
     if not shown:
@@ -82,28 +81,6 @@ def float_text(value: float, single: bool = False) -> str:
     if len(shown) <= point:
         return prefix + shown.ljust(point, "0")
     return f"{prefix}{shown[:point]}.{shown[point:]}"
-
-
-def _shortest(value: float, single: bool) -> str:
-    """The fewest digits that read back as `value`, by PostgreSQL's rule.
-
-    Where whole numbers are further apart than one, the fewest digits may lie exactly half-way to a neighbour, and read
-    back only because ties go to even. PostgreSQL does not rely on that: it shows as many digits more as it takes.
-    """
-    text = str(np.float32(value)) if single else repr(value)
-    precision = 24 if single else 53
-    exponent = math.frexp(value)[1]
-    if exponent <= precision:
-        return text
-    spacing = 2 ** (exponent - precision)
-    shown = decimal.Decimal(text)
-    if 2 * abs(int(shown) - int(value)) != spacing:
-        return text
-    digits = len(shown.normalize().as_tuple().digits)
-    while decimal.Decimal(text) == shown:
-        text = f"{value:.{digits}e}"
-        digits += 1
-    return text
 
 
 def fixed_width(cells: npt.NDArray[np.uint8], validity: pa.Array | None = None) -> pa.Array:
@@ -291,7 +268,7 @@ def _list(column: pa.Array, trim: bool) -> pa.Array:
     elements = text_column(column.flatten(), trim=trim)
     if not nested and _may_need_quotes(column.type.value_type):
         quoted = pc.binary_join_element_wise('"', pc.replace_substring_regex(elements, r'(["\\])', r"\\\1"), '"', "")
-        needs = pc.match_substring_regex(elements, r'^$|^(?i:null)$|[{}",\\\s\x0b]')
+        needs = pc.match_substring_regex(elements, r'^$|^(?i:null)$|[{}",\\\s]')
         elements = pc.if_else(needs, quoted, elements)
     elements = pc.fill_null(elements, "NULL")
     lengths = pc.fill_null(pc.list_value_length(column), 0)
@@ -312,7 +289,7 @@ def _record(column: pa.Array) -> pa.Array:
     for field in column.flatten():
         texts = text_column(field)
         doubled = pc.replace_substring_regex(texts, r'(["\\])', r"\1\1")
-        needs = pc.match_substring_regex(texts, r'^$|[(),"\\\s\x0b]')
+        needs = pc.match_substring_regex(texts, r'^$|[(),"\\\s]')
         quoted = pc.binary_join_element_wise('"', doubled, '"', "")
         fields.append(pc.fill_null(pc.if_else(needs, quoted, texts), ""))
     body = pc.binary_join_element_wise(*fields, ",") if fields else pa.array([""] * len(column))

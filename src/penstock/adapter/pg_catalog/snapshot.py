@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -260,10 +259,8 @@ def split_name(text: str) -> list[str]:
     return parts
 
 
-_BEHIND_AS = re.compile(r'(?:"[^"]*"|[^"])*?\sAS\s+(.*)', re.IGNORECASE | re.DOTALL)
-
-
 def view_query(create_sql: str) -> str:
-    """The query behind the first AS of a CREATE VIEW statement that is not in a quoted name."""
-    found = _BEHIND_AS.fullmatch(create_sql)
-    return (found[1] if found is not None else create_sql).strip().rstrip(";")
+    """The query behind AS in a CREATE VIEW statement."""
+    upper = create_sql.upper()
+    at = upper.find(" AS ")
+    return create_sql[at + len(" AS ") :].strip().rstrip(";") if at >= 0 else create_sql
