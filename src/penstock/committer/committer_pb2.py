@@ -24,57 +24,57 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"penstock/committer/committer.proto\x12\x12penstock.committer\"&\n\x07Version\x12\r\n\x05seqno\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"a\n\x05\x45rror\x12\x34\n\x0b\x64\x65terminacy\x18\x01 \x01(\x0e\x32\x1f.penstock.committer.Determinacy\x12\x0e\n\x06\x63\x61uses\x18\x02 \x03(\t\x12\x12\n\nstore_full\x18\x03 \x01(\x08\".\n\x0bHeadRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nlinearized\x18\x02 \x01(\x08\":\n\nHeadResult\x12,\n\x07version\x18\x01 \x01(\x0b\x32\x1b.penstock.committer.Version\"p\n\x0cHeadResponse\x12,\n\x02ok\x18\x01 \x01(\x0b\x32\x1e.penstock.committer.HeadResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"=\n\x0bScanRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nfrom_seqno\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\x04\";\n\nScanResult\x12-\n\x08versions\x18\x01 \x03(\x0b\x32\x1b.penstock.committer.Version\"p\n\x0cScanResponse\x12,\n\x02ok\x18\x01 \x01(\x0b\x32\x1e.penstock.committer.ScanResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"Q\n\x14\x43ompareAndSetRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12,\n\x07version\x18\x02 \x01(\x0b\x32\x1b.penstock.committer.Version\"(\n\x13\x43ompareAndSetResult\x12\x11\n\tcommitted\x18\x01 \x01(\x08\"\x82\x01\n\x15\x43ompareAndSetResponse\x12\x35\n\x02ok\x18\x01 \x01(\x0b\x32\'.penstock.committer.CompareAndSetResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"-\n\x0fTruncateRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05seqno\x18\x02 \x01(\x04\"!\n\x0eTruncateResult\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\"x\n\x10TruncateResponse\x12\x30\n\x02ok\x18\x01 \x01(\x0b\x32\".penstock.committer.TruncateResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"\x11\n\x0fListKeysRequest\"\x1e\n\x0eListKeysResult\x12\x0c\n\x04keys\x18\x01 \x03(\t\"x\n\x10ListKeysResponse\x12\x30\n\x02ok\x18\x01 \x01(\x0b\x32\".penstock.committer.ListKeysResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"G\n\x08PushDiff\x12\r\n\x05shard\x18\x01 \x01(\t\x12,\n\x07version\x18\x02 \x01(\x0b\x32\x1b.penstock.committer.Version\"d\n\rClientMessage\x12\x13\n\x0bunsubscribe\x18\x01 \x03(\t\x12\x11\n\tsubscribe\x18\x02 \x03(\t\x12+\n\x05\x64iffs\x18\x03 \x03(\x0b\x32\x1c.penstock.committer.PushDiff\"<\n\rServerMessage\x12+\n\x05\x64iffs\x18\x01 \x03(\x0b\x32\x1c.penstock.committer.PushDiff*[\n\x0b\x44\x65terminacy\x12\x1b\n\x17\x44\x45TERMINACY_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44\x45TERMINATE\x10\x01\x12\x11\n\rINDETERMINATE\x10\x02\x12\x0b\n\x07INVALID\x10\x03\x32\xb5\x03\n\tConsensus\x12I\n\x04Head\x12\x1f.penstock.committer.HeadRequest\x1a .penstock.committer.HeadResponse\x12I\n\x04Scan\x12\x1f.penstock.committer.ScanRequest\x1a .penstock.committer.ScanResponse\x12\x64\n\rCompareAndSet\x12(.penstock.committer.CompareAndSetRequest\x1a).penstock.committer.CompareAndSetResponse\x12U\n\x08Truncate\x12#.penstock.committer.TruncateRequest\x1a$.penstock.committer.TruncateResponse\x12U\n\x08ListKeys\x12#.penstock.committer.ListKeysRequest\x1a$.penstock.committer.ListKeysResponse2\\\n\x06PubSub\x12R\n\x06Stream\x12!.penstock.committer.ClientMessage\x1a!.penstock.committer.ServerMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"penstock/committer/committer.proto\x12\x12penstock.committer\"&\n\x07Version\x12\r\n\x05seqno\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"y\n\x05\x45rror\x12\x34\n\x0b\x64\x65terminacy\x18\x01 \x01(\x0e\x32\x1f.penstock.committer.Determinacy\x12\x0e\n\x06\x63\x61uses\x18\x02 \x03(\t\x12\x12\n\nstore_full\x18\x03 \x01(\x08\x12\x16\n\x0estore_unusable\x18\x04 \x01(\x08\".\n\x0bHeadRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nlinearized\x18\x02 \x01(\x08\":\n\nHeadResult\x12,\n\x07version\x18\x01 \x01(\x0b\x32\x1b.penstock.committer.Version\"p\n\x0cHeadResponse\x12,\n\x02ok\x18\x01 \x01(\x0b\x32\x1e.penstock.committer.HeadResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"=\n\x0bScanRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nfrom_seqno\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\x04\";\n\nScanResult\x12-\n\x08versions\x18\x01 \x03(\x0b\x32\x1b.penstock.committer.Version\"p\n\x0cScanResponse\x12,\n\x02ok\x18\x01 \x01(\x0b\x32\x1e.penstock.committer.ScanResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"Q\n\x14\x43ompareAndSetRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12,\n\x07version\x18\x02 \x01(\x0b\x32\x1b.penstock.committer.Version\"(\n\x13\x43ompareAndSetResult\x12\x11\n\tcommitted\x18\x01 \x01(\x08\"\x82\x01\n\x15\x43ompareAndSetResponse\x12\x35\n\x02ok\x18\x01 \x01(\x0b\x32\'.penstock.committer.CompareAndSetResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"-\n\x0fTruncateRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05seqno\x18\x02 \x01(\x04\"!\n\x0eTruncateResult\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\"x\n\x10TruncateResponse\x12\x30\n\x02ok\x18\x01 \x01(\x0b\x32\".penstock.committer.TruncateResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"\x11\n\x0fListKeysRequest\"\x1e\n\x0eListKeysResult\x12\x0c\n\x04keys\x18\x01 \x03(\t\"x\n\x10ListKeysResponse\x12\x30\n\x02ok\x18\x01 \x01(\x0b\x32\".penstock.committer.ListKeysResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"G\n\x08PushDiff\x12\r\n\x05shard\x18\x01 \x01(\t\x12,\n\x07version\x18\x02 \x01(\x0b\x32\x1b.penstock.committer.Version\"d\n\rClientMessage\x12\x13\n\x0bunsubscribe\x18\x01 \x03(\t\x12\x11\n\tsubscribe\x18\x02 \x03(\t\x12+\n\x05\x64iffs\x18\x03 \x03(\x0b\x32\x1c.penstock.committer.PushDiff\"<\n\rServerMessage\x12+\n\x05\x64iffs\x18\x01 \x03(\x0b\x32\x1c.penstock.committer.PushDiff*[\n\x0b\x44\x65terminacy\x12\x1b\n\x17\x44\x45TERMINACY_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44\x45TERMINATE\x10\x01\x12\x11\n\rINDETERMINATE\x10\x02\x12\x0b\n\x07INVALID\x10\x03\x32\xb5\x03\n\tConsensus\x12I\n\x04Head\x12\x1f.penstock.committer.HeadRequest\x1a .penstock.committer.HeadResponse\x12I\n\x04Scan\x12\x1f.penstock.committer.ScanRequest\x1a .penstock.committer.ScanResponse\x12\x64\n\rCompareAndSet\x12(.penstock.committer.CompareAndSetRequest\x1a).penstock.committer.CompareAndSetResponse\x12U\n\x08Truncate\x12#.penstock.committer.TruncateRequest\x1a$.penstock.committer.TruncateResponse\x12U\n\x08ListKeys\x12#.penstock.committer.ListKeysRequest\x1a$.penstock.committer.ListKeysResponse2\\\n\x06PubSub\x12R\n\x06Stream\x12!.penstock.committer.ClientMessage\x1a!.penstock.committer.ServerMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.committer.committer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DETERMINACY']._serialized_start=1529
-  _globals['_DETERMINACY']._serialized_end=1620
+  _globals['_DETERMINACY']._serialized_start=1553
+  _globals['_DETERMINACY']._serialized_end=1644
   _globals['_VERSION']._serialized_start=58
   _globals['_VERSION']._serialized_end=96
   _globals['_ERROR']._serialized_start=98
-  _globals['_ERROR']._serialized_end=195
-  _globals['_HEADREQUEST']._serialized_start=197
-  _globals['_HEADREQUEST']._serialized_end=243
-  _globals['_HEADRESULT']._serialized_start=245
-  _globals['_HEADRESULT']._serialized_end=303
-  _globals['_HEADRESPONSE']._serialized_start=305
-  _globals['_HEADRESPONSE']._serialized_end=417
-  _globals['_SCANREQUEST']._serialized_start=419
-  _globals['_SCANREQUEST']._serialized_end=480
-  _globals['_SCANRESULT']._serialized_start=482
-  _globals['_SCANRESULT']._serialized_end=541
-  _globals['_SCANRESPONSE']._serialized_start=543
-  _globals['_SCANRESPONSE']._serialized_end=655
-  _globals['_COMPAREANDSETREQUEST']._serialized_start=657
-  _globals['_COMPAREANDSETREQUEST']._serialized_end=738
-  _globals['_COMPAREANDSETRESULT']._serialized_start=740
-  _globals['_COMPAREANDSETRESULT']._serialized_end=780
-  _globals['_COMPAREANDSETRESPONSE']._serialized_start=783
-  _globals['_COMPAREANDSETRESPONSE']._serialized_end=913
-  _globals['_TRUNCATEREQUEST']._serialized_start=915
-  _globals['_TRUNCATEREQUEST']._serialized_end=960
-  _globals['_TRUNCATERESULT']._serialized_start=962
-  _globals['_TRUNCATERESULT']._serialized_end=995
-  _globals['_TRUNCATERESPONSE']._serialized_start=997
-  _globals['_TRUNCATERESPONSE']._serialized_end=1117
-  _globals['_LISTKEYSREQUEST']._serialized_start=1119
-  _globals['_LISTKEYSREQUEST']._serialized_end=1136
-  _globals['_LISTKEYSRESULT']._serialized_start=1138
-  _globals['_LISTKEYSRESULT']._serialized_end=1168
-  _globals['_LISTKEYSRESPONSE']._serialized_start=1170
-  _globals['_LISTKEYSRESPONSE']._serialized_end=1290
-  _globals['_PUSHDIFF']._serialized_start=1292
-  _globals['_PUSHDIFF']._serialized_end=1363
-  _globals['_CLIENTMESSAGE']._serialized_start=1365
-  _globals['_CLIENTMESSAGE']._serialized_end=1465
-  _globals['_SERVERMESSAGE']._serialized_start=1467
-  _globals['_SERVERMESSAGE']._serialized_end=1527
-  _globals['_CONSENSUS']._serialized_start=1623
-  _globals['_CONSENSUS']._serialized_end=2060
-  _globals['_PUBSUB']._serialized_start=2062
-  _globals['_PUBSUB']._serialized_end=2154
+  _globals['_ERROR']._serialized_end=219
+  _globals['_HEADREQUEST']._serialized_start=221
+  _globals['_HEADREQUEST']._serialized_end=267
+  _globals['_HEADRESULT']._serialized_start=269
+  _globals['_HEADRESULT']._serialized_end=327
+  _globals['_HEADRESPONSE']._serialized_start=329
+  _globals['_HEADRESPONSE']._serialized_end=441
+  _globals['_SCANREQUEST']._serialized_start=443
+  _globals['_SCANREQUEST']._serialized_end=504
+  _globals['_SCANRESULT']._serialized_start=506
+  _globals['_SCANRESULT']._serialized_end=565
+  _globals['_SCANRESPONSE']._serialized_start=567
+  _globals['_SCANRESPONSE']._serialized_end=679
+  _globals['_COMPAREANDSETREQUEST']._serialized_start=681
+  _globals['_COMPAREANDSETREQUEST']._serialized_end=762
+  _globals['_COMPAREANDSETRESULT']._serialized_start=764
+  _globals['_COMPAREANDSETRESULT']._serialized_end=804
+  _globals['_COMPAREANDSETRESPONSE']._serialized_start=807
+  _globals['_COMPAREANDSETRESPONSE']._serialized_end=937
+  _globals['_TRUNCATEREQUEST']._serialized_start=939
+  _globals['_TRUNCATEREQUEST']._serialized_end=984
+  _globals['_TRUNCATERESULT']._serialized_start=986
+  _globals['_TRUNCATERESULT']._serialized_end=1019
+  _globals['_TRUNCATERESPONSE']._serialized_start=1021
+  _globals['_TRUNCATERESPONSE']._serialized_end=1141
+  _globals['_LISTKEYSREQUEST']._serialized_start=1143
+  _globals['_LISTKEYSREQUEST']._serialized_end=1160
+  _globals['_LISTKEYSRESULT']._serialized_start=1162
+  _globals['_LISTKEYSRESULT']._serialized_end=1192
+  _globals['_LISTKEYSRESPONSE']._serialized_start=1194
+  _globals['_LISTKEYSRESPONSE']._serialized_end=1314
+  _globals['_PUSHDIFF']._serialized_start=1316
+  _globals['_PUSHDIFF']._serialized_end=1387
+  _globals['_CLIENTMESSAGE']._serialized_start=1389
+  _globals['_CLIENTMESSAGE']._serialized_end=1489
+  _globals['_SERVERMESSAGE']._serialized_start=1491
+  _globals['_SERVERMESSAGE']._serialized_end=1551
+  _globals['_CONSENSUS']._serialized_start=1647
+  _globals['_CONSENSUS']._serialized_end=2084
+  _globals['_PUBSUB']._serialized_start=2086
+  _globals['_PUBSUB']._serialized_end=2178
 # @@protoc_insertion_point(module_scope)

@@ -27,14 +27,16 @@ class Version(_message.Message):
     def __init__(self, seqno: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Error(_message.Message):
-    __slots__ = ("determinacy", "causes", "store_full")
+    __slots__ = ("determinacy", "causes", "store_full", "store_unusable")
     DETERMINACY_FIELD_NUMBER: _ClassVar[int]
     CAUSES_FIELD_NUMBER: _ClassVar[int]
     STORE_FULL_FIELD_NUMBER: _ClassVar[int]
+    STORE_UNUSABLE_FIELD_NUMBER: _ClassVar[int]
     determinacy: Determinacy
     causes: _containers.RepeatedScalarFieldContainer[str]
     store_full: bool
-    def __init__(self, determinacy: _Optional[_Union[Determinacy, str]] = ..., causes: _Optional[_Iterable[str]] = ..., store_full: _Optional[bool] = ...) -> None: ...
+    store_unusable: bool
+    def __init__(self, determinacy: _Optional[_Union[Determinacy, str]] = ..., causes: _Optional[_Iterable[str]] = ..., store_full: _Optional[bool] = ..., store_unusable: _Optional[bool] = ...) -> None: ...
 
 class HeadRequest(_message.Message):
     __slots__ = ("key", "linearized")

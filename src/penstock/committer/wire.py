@@ -14,7 +14,7 @@ from what the store said, or for ever.
 from __future__ import annotations
 
 from penstock.committer import committer_pb2 as pb
-from penstock.persist import SeqNo, StoreFull, Versioned
+from penstock.persist import SeqNo, StoreFull, StoreUnusable, Versioned
 from penstock.runtime import Determinate, ExternalError, Indeterminate
 
 SEQNO_MAX = 2**63 - 1
@@ -26,7 +26,7 @@ _CAUSES_MAX = 16
 _CAUSE_CHARACTERS_MAX = 4_000
 
 
-class InvalidRequest(Determinate):
+class InvalidRequest(StoreUnusable):
     """The request can never succeed: a bug of the caller, or garbage. Nothing reached the store."""
 
 
@@ -81,14 +81,21 @@ def to_error(error: Exception) -> pb.Error:
         determinacy = pb.DETERMINATE
     else:
         determinacy = pb.INDETERMINATE
-    return pb.Error(determinacy=determinacy, causes=cause_chain(error), store_full=isinstance(error, StoreFull))
+    return pb.Error(
+        determinacy=determinacy,
+        causes=cause_chain(error),
+        store_full=isinstance(error, StoreFull),
+        store_unusable=isinstance(error, StoreUnusable),
+    )
 
 
 def from_error(error: pb.Error, doing: str) -> Exception:
     """The exception that `error` stands for; `doing` says what was tried, and where."""
     message = f"{doing}: " + "; caused by: ".join(error.causes or ["the committer gave no cause"])
     if error.determinacy == pb.DETERMINATE:
-        return StoreFull(message) if error.store_full else Determinate(message)
+        if error.store_full:
+            return StoreFull(message)
+        return StoreUnusable(message) if error.store_unusable else Determinate(message)
     if error.determinacy == pb.INVALID:
         return InvalidRequest(message)
     return Indeterminate(message)
