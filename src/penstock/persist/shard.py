@@ -267,7 +267,7 @@ class Shard:
 
     def _on_diff(self, version: Versioned) -> None:
         """A pushed diff: applied when it is the next one, a reason to fetch when it is beyond that."""
-        if version.seqno <= self.state.seqno or self.state.seqno < 0:
+        if version.seqno <= self.state.seqno:
             metrics.PUSHED_DIFFS.labels("known").inc()
             return
         if version.seqno == self.state.seqno + 1:
