@@ -26,6 +26,7 @@ from penstock.persist.state import Part, Reader, State
 from penstock.persist.store import SeqNo, ShardId
 from penstock.runtime import (
     DONE,
+    ExternalError,
     Frontier,
     InternalError,
     PenstockError,
@@ -175,7 +176,9 @@ class ReadHandle:
         return pinned if following else min(pinned, self._requested)
 
     def give_up(self) -> Frontier:
-        """`wanted_since`, for a commit that begins now: reads below it are refused from here on, before it is durable."""
+        """`wanted_since`, for a commit that begins now: from here on, before it is durable, reads below it are
+        refused.
+        """
         self._given_up = max(self._given_up, self.wanted_since())
         return self._given_up
 
@@ -267,7 +270,11 @@ class ReadHandle:
 
 
 class Snapshot:
-    """See `ReadHandle.snapshot`. An async iterator; `aclose` releases what an unfinished one holds."""
+    """See `ReadHandle.snapshot`. An async iterator; `aclose` releases what an unfinished one holds.
+
+    After the store's error it may be called again and goes on where it was; any other error is its last answer. Never
+    does it end early: whoever reads to the end has read everything.
+    """
 
     def __init__(self, handle: ReadHandle, as_of: Timestamp, columns: Sequence[str] | None) -> None:
         self._handle = handle
@@ -276,8 +283,9 @@ class Snapshot:
         self._groups: deque[list[Located]] | None = None
         self._seqno: SeqNo | None = None
         self._owner: TaskOwner | None = None
-        self._fetching: deque[asyncio.Task[list[Updates]]] = deque()
+        self._fetching: deque[tuple[list[Located], asyncio.Task[list[Updates]]]] = deque()
         self._ended = False
+        self._failure: Exception | None = None
         self.sufficient_upper = DONE
         """Enough of an upper for whoever knows that nothing was, or will be, written from it up to `as_of`."""
         self.upper = Frontier(0)
@@ -298,13 +306,17 @@ class Snapshot:
             if not self._fetching:
                 await self.aclose()
                 break
-            task = self._fetching[0]
+            group, task = self._fetching[0]
             await asyncio.wait({task})  # unlike awaiting the task, survives a cancellation of this call
             self._fetching.popleft()
             try:
                 parts = task.result()
-            except BaseException:
-                await self.aclose()
+            except ExternalError:
+                assert self._groups is not None
+                self._groups.appendleft(group)  # without its rows nobody may come to the end
+                raise
+            except Exception as error:
+                await self._fail(error)
                 raise
             updates = self._at_as_of(parts)
             if len(updates):
@@ -333,7 +345,13 @@ class Snapshot:
             self._handle._release(self._seqno)
             self._seqno = None
 
+    async def _fail(self, error: Exception) -> None:
+        self._failure = error
+        await self.aclose()
+
     async def _open(self) -> Snapshot:
+        if self._failure is not None:
+            raise self._failure
         if self._groups is not None or self._ended:
             return self
         handle, as_of = self._handle, self._as_of
@@ -345,8 +363,10 @@ class Snapshot:
                 )
             )
             handle._check_readable(as_of)
-        except PenstockError:
-            await self.aclose()
+        except ExternalError:
+            raise
+        except PenstockError as error:
+            await self._fail(error)
             raise
         self._seqno = handle._lease(state)
         self.upper = Frontier(state.upper)
@@ -367,7 +387,7 @@ class Snapshot:
             self._owner = TaskOwner(f"snapshot of {self._handle.shard}")
         while self._groups and len(self._fetching) < _PREFETCH_GROUPS:
             group = self._groups.popleft()
-            self._fetching.append(self._owner.spawn(self._handle._fetch(group, self._columns), "fetch"))
+            self._fetching.append((group, self._owner.spawn(self._handle._fetch(group, self._columns), "fetch")))
 
     def _at_as_of(self, parts: list[Updates]) -> Updates:
         updates = Updates.concat(parts)
@@ -389,8 +409,8 @@ class Listen:
     """An async iterator of `ListenEvent`. Ends only after the event with the progress `DONE`.
 
     A cancelled ``__anext__`` loses nothing: the next call gives the same event. Raises `ReaderExpired` when
-    the lease was lost, `CorruptBlobError`, or the store's error; it may be called again after the latter,
-    except while the snapshot of a `subscribe` is read: then it has closed itself, and one subscribes anew.
+    the lease was lost, `CorruptBlobError`, or the store's error; it may be called again after the latter.
+    After any other error in the snapshot of a `subscribe` it has closed itself, and one subscribes anew.
     """
 
     def __init__(self, handle: ReadHandle, as_of: Timestamp, snapshot: Snapshot | None) -> None:
@@ -457,6 +477,8 @@ class Listen:
             updates = [await anext(snapshot)]
         except StopAsyncIteration:
             updates = []
+        except ExternalError:
+            raise  # called again, it goes on with what is missing
         except Exception:
             # The snapshot has ended with this; going on as if it had ended well would pass what is missing.
             await self.aclose()

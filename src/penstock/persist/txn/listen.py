@@ -20,7 +20,7 @@ from penstock.persist.errors import InvalidUsage
 from penstock.persist.read import Listen, ListenEvent, ReadHandle, _Pin
 from penstock.persist.txn.log import TxnsLog
 from penstock.persist.txn.rows import Write
-from penstock.runtime import DONE, Frontier, Timestamp, Updates, step_back
+from penstock.runtime import DONE, ExternalError, Frontier, Timestamp, Updates, step_back
 
 if TYPE_CHECKING:
     from penstock.persist.txn.reader import TxnsSnapshot
@@ -131,6 +131,8 @@ class TxnsListen:
             updates = [await anext(snapshot)]
         except StopAsyncIteration:
             updates = []
+        except ExternalError:
+            raise  # called again, it goes on with what is missing
         except Exception:
             # The snapshot has ended with this; going on as if it had ended well would pass what is missing.
             await self.aclose()
