@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tpch_data
-from tpch_queries import QUERIES
 from view_oracle import View, context, lower, rows_of
 
+from bench.tpch import QUERIES
 from penstock.runtime import Timestamp, Updates
 
 pytestmark = pytest.mark.skipif(not tpch_data.available(), reason="the TPC-H generator is not installed")
