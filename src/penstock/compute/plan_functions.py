@@ -112,8 +112,12 @@ def _variance(call: Call) -> Kernel | None:
     def kernel(args: list[Value], _count: int) -> Value:
         total, squares, number = (arg.fill_null(0).to_numpy(zero_copy_only=False) for arg in args[:3])
         divisor = number - 1 if sample else number
-        with np.errstate(divide="ignore", invalid="ignore"):
-            spread = np.maximum((squares - total * (total / number)) / divisor, 0.0)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            # exact where the products are, as for integers; the second form only where they are too large
+            spread = (number * squares - total * total) / (number * divisor)
+            large = ~np.isfinite(spread)
+            spread[large] = ((squares - total * (total / number)) / divisor)[large]
+            spread = np.maximum(spread, 0.0)
         values = np.sqrt(spread) if root else spread
         return pa.array(values, pa.float64(), mask=divisor < 1)
 
