@@ -67,7 +67,7 @@ class Loaded:
         self.later: dict[str, pa.Table] = {}
         with server.connect() as connection:
             for name, columns in TABLES.items():
-                whole = pq.read_table(data / f"{name}.parquet")
+                whole = without_views(pq.read_table(data / f"{name}.parquet"))
                 held = pa.array([i % HELD_BACK == 0 and whole.num_rows > 100 for i in range(whole.num_rows)])
                 first = whole.filter(pa.array([not h for h in held.to_pylist()]))
                 self.later[name] = whole.filter(held)
@@ -104,6 +104,12 @@ def test_views_stay_equal_under_random_inserts_and_deletes(loaded: Loaded) -> No
             for name in MAINTAINED:
                 ours = connection.execute(f"SELECT * FROM {name}").fetchall()
                 assert_equal(ours, loaded.second.sql(QUERIES[name]).fetchall(), name)
+
+
+def without_views(table: pa.Table) -> pa.Table:
+    """Arrow's kernels that this test needs know plain strings only."""
+    fields = [pa.field(f.name, pa.string() if f.type == pa.string_view() else f.type) for f in table.schema]
+    return table.cast(pa.schema(fields))
 
 
 def change(loaded: Loaded, connection: psycopg.Connection, table: str, dice: random.Random) -> None:

@@ -215,3 +215,21 @@ def test_fetch_counts_and_timeout() -> None:
         fetch = parse_one(text)
         assert isinstance(fetch, st.Fetch)
         assert (fetch.name, fetch.count, fetch.timeout) == ("c", count, timeout)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "insert into t values ($1,$2)",
+        "select * from t where id = $1 and k in ($2,$3)",
+        "select '$1,$2', $1,$2, \"$3,$4\" from t -- $1,$2",
+        "select $$a,$1,$2$$, $1,$2",
+        "select $x$ $1,$2 $x$, $1::int,$2",
+    ],
+)
+def test_parameters_without_spaces_between_them(text: str) -> None:
+    """``$1,$2`` is no dollar quote: and what follows keeps its position."""
+    parse(text)
+    with pytest.raises(SqlError) as caught:
+        parse(text + "\n) oops")
+    assert caught.value.position == len(text) + 2

@@ -7,6 +7,8 @@ the user's own words. Only calls with a grammar of their own (CAST, EXTRACT, ...
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
 from typing import Any, ClassVar
 
 from sqlglot import exp
@@ -62,13 +64,34 @@ _DIALECT = Penstock()
 
 def tokenize(text: str) -> list[Token]:
     """The tokens of `text`. SqlError 42601 for an unterminated string or comment."""
+    crowded = [match.end() for match in _CROWDED.finditer(text) if match["parameter"]] if "$" in text else []
     try:
-        tokens: list[Token] = _DIALECT.tokenize(text)
+        if not crowded:
+            tokens: list[Token] = _DIALECT.tokenize(text)
+            return tokens
+        pieces = [text[start:end] for start, end in zip([0, *crowded], [*crowded, len(text)], strict=True)]
+        tokens = _DIALECT.tokenize(" ".join(pieces))
     except TokenError as error:
         raise SqlError(
             "syntax error: " + _unterminated(text), sqlstate="42601", position=len(text) + 1, detail=str(error)
         ) from None
+    widened = [position + number for number, position in enumerate(crowded)]
+    for token in tokens:
+        inserted = bisect_right(widened, token.start)
+        token.start -= inserted
+        token.end -= inserted
     return tokens
+
+
+_CROWDED = re.compile(
+    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|\$(?P<tag>[^\W\d]\w*)?\$.*?\$(?P=tag)?\$"""
+    r"""|(?P<parameter>\$\d+)(?=[^\s\w])""",
+    re.DOTALL,
+)
+"""Parameters with something right behind them, outside quotes and comments. sqlglot takes the ``$1,$`` of ``$1,$2``
+for the beginning of a dollar-quoted string, whose tag may not begin with a digit in PostgreSQL; a space between
+tells it.
+"""
 
 
 def _unterminated(text: str) -> str:
