@@ -1,7 +1,7 @@
 """A job in the engine alone: DataFusion's plan, rendered on a worker, fed with Arrow batches. No shards, no protocol.
 
-What is measured is what a replica does between its sources and its sinks. DuckDB's plan would be as good; the plan comes
-from DataFusion because the engine takes its plans from there.
+What is measured is what a replica does between its sources and its sinks. DuckDB's plan would be as good; the plan
+comes from DataFusion because the engine takes its plans from there.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bench.tpch import QUERIES
 
+from bench.tpch import QUERIES
 from tools.serving import Server, copy_in, serving
 
 pytestmark = pytest.mark.xdist_group("tpch")

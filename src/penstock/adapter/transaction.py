@@ -78,14 +78,19 @@ class Transaction:
 
     def add(self, table: GlobalId, deltas: list[Delta]) -> None:
         """Buffer changes. Raises `SqlError` 53200 when a transaction writes too much."""
-        self._write_bytes += sum(delta.nbytes for delta in deltas)
+        self._write_bytes = sum(delta.nbytes for parts in self.writes.values() for delta in parts)
+        self.reserve(sum(delta.nbytes for delta in deltas))
+        self.writes.setdefault(table, []).extend(delta for delta in deltas if len(delta.diffs))
+
+    def reserve(self, nbytes: int) -> None:
+        """Count `nbytes` that are on their way into the transaction. Raises `SqlError` 53200 when they are too many."""
+        self._write_bytes += nbytes
         if self._write_bytes > WRITE_BYTES_MAX:
             raise SqlError(
                 f"the transaction has more than {WRITE_BYTES_MAX >> 20} MiB of uncommitted rows",
                 sqlstate="53200",
-                hint="Commit more often, or load with COPY outside a transaction block.",
+                hint="Commit more often, or load with several COPY commands.",
             )
-        self.writes.setdefault(table, []).extend(delta for delta in deltas if len(delta.diffs))
 
     def take_writes(self) -> dict[GlobalId, list[Delta]]:
         """The buffered changes, which are no longer buffered."""

@@ -133,7 +133,7 @@ _VARIABLES = [
     Variable("server_version_num", "160003", None, "The same as a number."),
     Variable("sql_safe_updates", "off", _one_of("off"), "Not offered; may only be off."),
     Variable("standard_conforming_strings", "on", _one_of("on"), "Backslashes are plain.", reported=True),
-    Variable("statement_timeout", "60 s", _duration, "Ends statements that take longer; 0: never."),
+    Variable("statement_timeout", "0 s", _duration, "Ends statements that take longer; 0: never."),
     Variable("TimeZone", "UTC", _time_zone, "Only UTC.", reported=True),
     Variable("transaction_isolation", "strict serializable", _isolation, "How consistent reads are."),
     Variable("transaction_read_only", "off", _boolean, "Whether this transaction may write."),
@@ -170,6 +170,11 @@ class SessionVariables:
     def __getitem__(self, name: str) -> str:
         key = lookup(name).name
         return self._local.get(key, self._values[key])
+
+    def set_default(self, name: str, value: str) -> None:
+        """What the client asked for when it connected: RESET returns to it. Raises as `set`."""
+        variable = lookup(name)
+        self._defaults[variable.name] = self._values[variable.name] = checked(variable, value)
 
     def set(self, name: str, value: str, *, local: bool = False) -> None:
         """Change `name`. Raises `SqlError` 42704 (unknown), 22023 (bad value), 55P02 (fixed)."""

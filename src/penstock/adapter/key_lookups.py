@@ -1,0 +1,187 @@
+"""Which keys of an index a statement can be interested in, where its WHERE clause fixes them.
+
+Only a narrowing: the query runs with its whole filter over the rows that were found. So the answer may name keys too
+many, never too few, and where anything is unclear there is no answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+from sqlglot import exp
+
+from penstock.sql import statements as ast
+from penstock.sql.items import CatalogItem
+
+KEYS_MAX = 10_000
+_EXACT_TYPES = frozenset(
+    ["smallint", "integer", "bigint", "uint2", "uint4", "uint8", "numeric", "date", "text", "character varying"]
+)
+"""Types of which a value has one spelling as far as Arrow reads it: ``'A0EE…'::uuid`` equals its lower-case form."""
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A condition on the rows of the one relation that a statement reads, which it calls `alias`.
+
+    `parameters`: the values of $1, $2, ... as the client sent them, None for NULL.
+    """
+
+    alias: str
+    condition: exp.Expression
+    parameters: Sequence[object | None] = ()
+
+    @staticmethod
+    def of_query(tree: exp.Expression, parameters: Sequence[object | None]) -> Lookup | None:
+        """Of ``SELECT ... FROM item WHERE ...``; None for anything that reads more than one relation, or all of it."""
+        if not isinstance(tree, exp.Select) or tree.args.get("joins"):
+            return None
+        source = tree.args.get("from_") or tree.args.get("from")
+        where = tree.args.get("where")
+        if source is None or where is None or not isinstance(source.this, exp.Table):
+            return None
+        if tree.find(exp.Subquery, exp.With, exp.SetOperation):
+            return None
+        return Lookup(source.this.alias_or_name.lower(), where.this, parameters)
+
+    @staticmethod
+    def of_change(statement: ast.Update | ast.Delete, parameters: Sequence[object | None]) -> Lookup | None:
+        """Of ``UPDATE item ... WHERE ...`` and ``DELETE FROM item WHERE ...``."""
+        where = statement.where
+        if where is None or (isinstance(statement, ast.Delete) and statement.using):
+            return None
+        values = [a.expression for a in statement.assignments] if isinstance(statement, ast.Update) else []
+        if any(tree is not None and tree.find(exp.Query) for tree in (where, *values)):
+            return None
+        return Lookup((statement.alias or statement.table.last).lower(), where, parameters)
+
+    def keys(self, item: CatalogItem, key: Sequence[int]) -> pa.RecordBatch | None:
+        """The keys (columns `key` of `item`) that rows of `item` must have to matter; None: any."""
+        assert item.desc is not None
+        columns = [item.desc.columns[position] for position in key]
+        wanted: Mapping[str, _Values] = self._wanted()
+        if not columns or any(c.name not in wanted or c.type.name not in _EXACT_TYPES for c in columns):
+            return None
+        schema = pa.schema([column.field.with_nullable(True) for column in columns])
+        try:
+            values = [wanted[field.name].array(field.type) for field in schema]
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OverflowError):
+            return None  # the constant needs the planner's understanding of it
+        if len(values) == 1:
+            return (
+                pa.RecordBatch.from_arrays([values[0].slice(0, KEYS_MAX)], schema=schema) if self._few(values) else None
+            )
+        if not self._few(values):
+            return None
+        combined = list(itertools.product(*(range(len(array)) for array in values)))
+        arrays = [array.take(pa.array([row[i] for row in combined], pa.int64())) for i, array in enumerate(values)]
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    @staticmethod
+    def _few(values: Sequence[pa.Array]) -> bool:
+        count = 1
+        for array in values:
+            count *= len(array)
+        return count <= KEYS_MAX
+
+    def _wanted(self) -> dict[str, _Values]:
+        """Per column, as the statement writes its name, the constants that it must equal one of."""
+        found: dict[str, _Values] = {}
+        for term in _conjuncts(self.condition):
+            column, values = self._fixed(term)
+            if column is None or (column.table and column.table.lower() != self.alias):
+                continue
+            name = column.name if column.this.args.get("quoted") else column.name.lower()
+            found.setdefault(name, values)
+        return found
+
+    def _fixed(self, term: exp.Expression) -> tuple[exp.Column | None, _Values]:
+        if isinstance(term, exp.EQ):
+            for column, value in ((term.left, term.right), (term.right, term.left)):
+                values = self._constants([value])
+                if isinstance(column, exp.Column) and values is not None:
+                    return column, values
+        if isinstance(term, exp.In) and isinstance(term.this, exp.Column) and not term.args.get("query"):
+            values = self._constants(term.expressions)
+            if values is not None:
+                return term.this, values
+        return None, _Values()
+
+    def _constants(self, terms: Sequence[exp.Expression]) -> _Values | None:
+        """What the terms stand for when all are literals or all are parameters (one may be ``ANY`` of an array)."""
+        texts: list[str] = []
+        objects: list[object] = []
+        for term in terms:
+            term = _bare(term)
+            if isinstance(term, exp.Any):
+                inner = _bare(term.this)
+                if isinstance(inner, exp.Array):
+                    nested = self._constants(inner.expressions)
+                    if nested is None:
+                        return None
+                    texts += nested.texts
+                    objects += nested.objects
+                    continue
+                value = self._parameter(inner)
+                if not isinstance(value, list):
+                    return None
+                objects += [element for element in value if element is not None]
+                continue
+            text = _literal(term)
+            if text is not None:
+                texts.append(text)
+                continue
+            value = self._parameter(term)
+            if value is _NONE or isinstance(value, list):
+                return None
+            if value is not None:  # nothing equals NULL
+                objects.append(value)
+        return None if texts and objects else _Values(texts, objects)
+
+    def _parameter(self, term: exp.Expression) -> object:
+        if not isinstance(term, exp.Parameter) or not isinstance(term.this, exp.Literal):
+            return _NONE
+        number = int(term.this.this)
+        return self.parameters[number - 1] if 0 < number <= len(self.parameters) else _NONE
+
+
+_NONE = object()
+"""No parameter: NULL is a value of one."""
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Constants: `texts` of literals, or `objects` as a driver sent them."""
+
+    texts: list[str] = field(default_factory=list)
+    objects: list[object] = field(default_factory=list)
+
+    def array(self, kind: pa.DataType) -> pa.Array:
+        """The distinct values as an array of `kind`. Raises Arrow's errors for what is none."""
+        if self.texts:
+            return pa.array(list(dict.fromkeys(self.texts)), pa.string()).cast(kind)
+        return pa.array(list(dict.fromkeys(self.objects)), kind)
+
+
+def _conjuncts(term: exp.Expression) -> list[exp.Expression]:
+    term = term.unnest()
+    if isinstance(term, exp.And):
+        return [*_conjuncts(term.left), *_conjuncts(term.right)]
+    return [term]
+
+
+def _bare(term: exp.Expression) -> exp.Expression:
+    """Without parentheses, and a parameter without the cast that only gives it its type."""
+    term = term.unnest()
+    if isinstance(term, exp.Cast) and isinstance(term.this, exp.Parameter):
+        return term.this
+    return term
+
+
+def _literal(value: exp.Expression) -> str | None:
+    if isinstance(value, exp.Neg) and isinstance(value.this, exp.Literal) and not value.this.is_string:
+        return "-" + str(value.this.this)
+    return str(value.this) if isinstance(value, exp.Literal) else None
