@@ -7,6 +7,7 @@ remembered; so its long tail of functions works without being listed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,6 +27,7 @@ from penstock.sql.casts import (
     df_type,
     family,
     resolve_unknown,
+    texts,
     timestamp_constant,
     typed,
 )
@@ -48,6 +50,7 @@ from penstock.sql.types import (
     SqlType,
     array_of,
     default_type,
+    numeric,
 )
 
 
@@ -96,7 +99,6 @@ def _table() -> dict[str, list[Signature]]:
     add("regexp_match", (t, t), array_of(t))
     add("regexp_match", (t, t, t), array_of(t))
     add("string_to_array", (t, t), array_of(t))
-    add("array_to_string", (array_of(t), t), t)
     add("quote_literal", (t,), t, "concat('''', replace({0}, '''', ''''''), '''')")
     add("sqrt cbrt exp ln log10 log2 radians degrees", (f,), f)
     add("sin cos tan asin acos atan sinh cosh tanh cot", (f,), f)
@@ -111,7 +113,6 @@ def _table() -> dict[str, list[Signature]]:
     add("date_trunc", (t, sz), sz)
     add("date_part", (t, s), f, "CAST(date_part({all}) AS DOUBLE)")
     add("date_part", (t, sz), f, "CAST(date_part({all}) AS DOUBLE)")
-    add("date_part", (t, DATE), f, "CAST(date_part({all}) AS DOUBLE)")
     add("to_timestamp", (f,), sz, "arrow_cast(CAST({0} * 1000000 AS BIGINT), 'Timestamp(µs, \"UTC\")')")
     add("date_bin", (INTERVAL, s, s), s)
     add("date_bin", (INTERVAL, s), s)
@@ -131,6 +132,12 @@ _VOLATILE = {"random", "gen_random_uuid", "uuid_generate_v4"}
 _NEVER = {
     "arrow_cast", "arrow_typeof", "now", "uuid", "current_date", "current_time", "current_timestamp", "get_field",
     "named_struct", "struct", "union_extract", "union_tag", "version", "arrow_metadata", "map", "make_map", "today",
+    "rand", "date_format", "datepart", "datetrunc", "from_unixtime", "generate_series", "make_time", "range",
+    "to_date", "to_local_time", "to_time", "to_timestamp_micros", "to_timestamp_millis", "to_timestamp_nanos",
+    "to_timestamp_seconds", "to_unixtime", "file_row_index", "arrow_field", "try_cast_to_type", "any_value",
+    "approx_distinct", "approx_median", "approx_percentile_cont", "approx_percentile_cont_with_weight", "covar",
+    "mean", "median", "percentile_cont", "quantile_cont", "regr_avgx", "regr_avgy", "regr_count", "regr_sxx",
+    "regr_sxy", "regr_syy", "var", "var_population", "var_sample",
     "unnest", "input_file_name", "cast_to_type", "arrow_try_cast", "try_cast", "with_metadata", "row",
 }  # fmt: skip
 
@@ -165,10 +172,19 @@ def _from_table(name: str, arguments: list[Bound], facts: Facts, position: int |
     fitting = [s for s in _TABLE[name] if _fits(s, arguments)]
     if not fitting:
         raise unknown_function(name, arguments, position)
-    best = max(fitting, key=lambda s: sum(a.type == k for a, k in zip(arguments, s.arguments, strict=True)))
+    best = max(fitting, key=lambda s: _score(s, arguments))
     made = [coerce(a, k, facts) for a, k in zip(arguments, best.arguments, strict=True)]
     texts = [argument.sql for argument in made]
     return combine(best.template.format(*texts, all=", ".join(texts)), best.result, made)
+
+
+_PREFERRED = (TEXT, TIMESTAMPTZ, FLOAT8)
+"""Of several types that an argument could become, PostgreSQL takes these."""
+
+
+def _score(signature: Signature, arguments: list[Bound]) -> int:
+    pairs = zip(arguments, signature.arguments, strict=True)
+    return sum(2 if a.type == kind else int(kind in _PREFERRED) for a, kind in pairs)
 
 
 def _fits(signature: Signature, arguments: list[Bound]) -> bool:
@@ -271,6 +287,20 @@ def _keeps_type(name: str, arguments: list[Bound], facts: Facts, position: int |
     return argument.derive(f"{name}({argument.sql})", argument.type)
 
 
+def _sign(name: str, arguments: list[Bound], facts: Facts, position: int | None) -> Bound:
+    argument = _one_number(name, arguments, facts, position)
+    sign = argument.derive(f"signum({cast(argument, FLOAT8).sql})", FLOAT8)
+    return cast(sign, numeric(38, 0)) if family(argument.type) == "numeric" else sign
+
+
+def _array_to_string(name: str, arguments: list[Bound], facts: Facts, position: int | None) -> Bound:
+    if len(arguments) not in (2, 3) or arguments[0].type.element is None:
+        raise unknown_function(name, arguments, position)
+    rest = [coerce(argument, TEXT, facts) for argument in arguments[1:]]
+    made = ", ".join([texts(arguments[0].sql, arguments[0].type), *(argument.sql for argument in rest)])
+    return combine(f"array_to_string({made})", TEXT, [arguments[0], *rest])
+
+
 def _to_whole(sql_name: str) -> Rule:
     """ceil, floor: numeric stays numeric, everything else is double precision."""
 
@@ -302,7 +332,8 @@ def _round(name: str, arguments: list[Bound], facts: Facts, position: int | None
         return argument.derive(f"{name}({made.sql})", FLOAT8)
     number = cast(argument, as_numeric(argument.type))
     if name == "trunc":
-        return argument.derive(f"trunc({number.sql}, {digits})", number.type)
+        cut = replace(number.type, modifier=((38 << 16) | max(min(digits, number.type.scale), 0)) + 4)
+        return argument.derive(f"CAST(trunc({number.sql}, {digits}) AS {df_type(cut)})", cut)
     scale = max(min(digits, number.type.scale), 0)
     rounded = replace(number.type, modifier=((38 << 16) | scale) + 4)
     sql = number.sql if digits >= 0 else f"round({number.sql}, {digits})"
@@ -326,6 +357,9 @@ def _mod(name: str, arguments: list[Bound], facts: Facts, position: int | None) 
 
 def _concat(name: str, arguments: list[Bound], facts: Facts, position: int | None) -> Bound:
     made = [coerce(argument, TEXT, facts, Context.ASSIGNMENT) for argument in arguments]
+    for index, argument in enumerate(arguments):
+        if argument.type == BOOL:  # as PostgreSQL's output function writes it
+            made[index] = replace(made[index], sql=f"left({made[index].sql}, 1)")
     return combine(f"{name}({', '.join(a.sql for a in made)})", TEXT, made, nullable=name == "concat_ws")
 
 
@@ -440,13 +474,47 @@ def _typeof(name: str, arguments: list[Bound], facts: Facts, position: int | Non
     return Bound(string(arguments[0].type.name), TEXT, nullable=False)
 
 
+def _to_char(name: str, arguments: list[Bound], facts: Facts, position: int | None) -> Bound:
+    """to_char(timestamp, template), for constant templates."""
+    if len(arguments) != 2:
+        raise unknown_function(name, arguments, position)
+    value, template = arguments
+    if value.type not in (DATE, TIMESTAMP, TIMESTAMPTZ) or template.literal is not Literal.STRING:
+        raise SqlError(f"to_char({value.type}, ...) is not supported", sqlstate="0A000", position=position)
+    stamp = cast(value, TIMESTAMP)
+    return value.derive(f"to_char({stamp.sql}, {string(strftime_format(template.value, position))})", TEXT)
+
+
+_TEMPLATES = {
+    "HH24": "%H", "HH12": "%I", "HH": "%I", "MI": "%M", "SS": "%S", "MS": "%3f", "US": "%6f", "YYYY": "%Y",
+    "YY": "%y", "IYYY": "%G", "MM": "%m", "Mon": "%b", "DDD": "%j", "DD": "%d", "Dy": "%a", "IW": "%V", "ID": "%u",
+    "AM": "%p", "PM": "%p", "FMMonth": "%B", "FMDay": "%A", "TZ": "UTC",
+}  # fmt: skip
+_TEMPLATE = re.compile("|".join(sorted(_TEMPLATES, key=len, reverse=True)) + r'|"[^"]*"|[A-Za-z]+|[^A-Za-z"]+')
+
+
+def strftime_format(template: str, position: int | None) -> str:
+    """PostgreSQL's template patterns as strftime's. 0A000 for those that strftime lacks."""
+    out = []
+    for match in _TEMPLATE.finditer(template):
+        piece = match[0]
+        if piece in _TEMPLATES:
+            out.append(_TEMPLATES[piece])
+        elif piece[0].isalpha():
+            raise SqlError(f'the pattern "{piece}" of to_char is not supported', sqlstate="0A000", position=position)
+        else:
+            out.append(piece.strip('"').replace("%", "%%"))
+    return "".join(out)
+
+
 _RULES: dict[str, Rule] = {
+    "to_char": _to_char,
     "coalesce": _same_type("coalesce"),
     "greatest": _same_type("greatest"),
     "least": _same_type("least"),
     "nullif": _nullif,
     "abs": _keeps_type,
-    "sign": _keeps_type,
+    "sign": _sign,
     "ceil": _to_whole("ceil"),
     "ceiling": _to_whole("ceil"),
     "floor": _to_whole("floor"),
@@ -477,6 +545,7 @@ _RULES: dict[str, Rule] = {
     "pg_backend_pid": _process_id,
     "array_length": _array_length,
     "cardinality": _array_length,
+    "array_to_string": _array_to_string,
     "array_append": _array_like,
     "array_prepend": _array_like,
     "array_remove": _array_like,

@@ -305,6 +305,8 @@ def cast(bound: Bound, target: SqlType, *, truncate: bool = True) -> Bound:
 def _converted(sql: str, source: SqlType, target: SqlType, truncate: bool) -> str:
     ours, theirs = family(source), family(target)
     if theirs == "text":
+        if source.name == BPCHAR.name and target.name != BPCHAR.name:
+            sql = f"rtrim({sql})"  # the spaces that pad char(n) are no part of its value
         return _limited(sql if ours == "text" else _to_text(sql, source), target, truncate)
     if ours == "text":
         return _from_text(sql, target)
@@ -355,8 +357,16 @@ def _to_text(sql: str, source: SqlType) -> str:
     if source.name in _TO_TEXT:
         return f"{_TO_TEXT[source.name]}({sql})"
     if source.element is not None:
-        raise SqlError(f"casting {source} to text is not supported", sqlstate="0A000")
+        return f"ps_array_to_text({texts(sql, source)})"
     return f"CAST({sql} AS VARCHAR)"
+
+
+def texts(sql: str, kind: SqlType) -> str:
+    """An array as an array of texts. 0A000 for elements whose text DataFusion writes differently."""
+    assert kind.element is not None
+    if kind.element.name in _TO_TEXT or kind.element.name in (BOOL.name, NUMERIC.name):
+        raise SqlError(f"casting {kind} to text is not supported", sqlstate="0A000")
+    return sql if df_type(kind.element) == "VARCHAR" else f"CAST({sql} AS VARCHAR[])"
 
 
 def _limited(sql: str, target: SqlType, truncate: bool) -> str:

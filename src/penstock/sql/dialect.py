@@ -36,6 +36,13 @@ _JSON_OPERATORS = {
 _SPECIAL_SYNTAX = ("CAST", "EXTRACT", "OVERLAY", "POSITION", "SUBSTRING", "TRIM")
 
 
+class AssignmentCast(exp.Cast):
+    """A conversion as INSERT and UPDATE do it: wider than an implicit one, and too long a text is an error.
+
+    The parser never makes one; whoever writes a query on behalf of a statement does.
+    """
+
+
 class PenstockParser(PostgresParser):
     FUNCTIONS: ClassVar[dict[str, Any]] = {}
     FUNCTION_PARSERS: ClassVar = {

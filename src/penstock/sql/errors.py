@@ -15,6 +15,7 @@ _TYPE_NAMES = {
     "Int16": "smallint", "Int32": "integer", "Int64": "bigint", "UInt16": "uint2", "UInt32": "uint4",
     "UInt64": "uint8", "Float32": "real", "Float64": "double precision",
 }  # fmt: skip
+_LEAST = {"32768": "smallint", "2147483648": "integer", "9223372036854775808": "bigint"}
 _RANGE = re.compile(r"(?:Can't cast value \S+ to type|is out of range|out of range for type) (U?Int\d+|Float\d+)")
 
 
@@ -43,9 +44,13 @@ def map_datafusion_error(error: BaseException) -> PenstockError:
         return DataError(f"{_TYPE_NAMES.get(ranged[1], ranged[1])} out of range", sqlstate="22003")
     if "too large to store in a Decimal" in text or "too small to store in a Decimal" in text:
         return DataError("numeric field overflow", sqlstate="22003")
+    sized = re.search(r"\b(Int16|Int32|Int64)\b.*overflow", text)
+    if sized is not None:
+        return DataError(f"{_TYPE_NAMES[sized[1]]} out of range", sqlstate="22003")
     if "overflow" in text.lower() and ("Arrow error" in text or "Arithmetic" in text):
-        if re.search(r"-(2147483648|9223372036854775808|32768) / -1", text):
-            return DataError("integer out of range", sqlstate="22003")
+        least = re.search(r"-(2147483648|9223372036854775808|32768) / -1", text)
+        if least is not None:
+            return DataError(f"{_LEAST[least[1]]} out of range", sqlstate="22003")
         return DataError("numeric field overflow", sqlstate="22003")
     if "more than one row" in text.lower():
         return DataError("more than one row returned by a subquery used as an expression", sqlstate="21000")

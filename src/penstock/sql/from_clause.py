@@ -10,9 +10,11 @@ from sqlglot import exp
 from penstock.runtime import SqlError
 from penstock.sql.bound import Bound, BoundQuery, Facts, OutColumn, combine, folded, ident, position_of
 from penstock.sql.casts import coerce
-from penstock.sql.expressions import Expressions, Place, call_name
+from penstock.sql.expressions import Expressions
 from penstock.sql.items import CatalogItem
+from penstock.sql.lateral import top_k
 from penstock.sql.operators import comparison
+from penstock.sql.places import Place, call_name
 from penstock.sql.scopes import Merged, Relation, Scope, renamed
 
 
@@ -37,6 +39,7 @@ class FromClause:
 
     def __init__(self, binder: Binder) -> None:
         self._binder = binder
+        self._conditions: list[str] = []
 
     def bind(self, tree: exp.Expression, scope: Scope) -> str:
         """The FROM clause of a SELECT, "" when it has none; fills `scope`."""
@@ -71,7 +74,7 @@ class FromClause:
             return self._derived(node, node, scope, lateral=False)
         if isinstance(node, exp.Lateral):
             if isinstance(node.this, exp.Subquery):
-                return "LATERAL " + self._derived(node, node.this.this, scope, lateral=True)
+                return self._top_k(node, scope) or "LATERAL " + self._derived(node, node.this.this, scope, lateral=True)
             return self._function(node.this, node, scope)
         if isinstance(node, exp.Unnest):
             if node.args.get("offset"):
@@ -115,6 +118,37 @@ class FromClause:
         bound = self._binder.query(bare, around)
         columns = renamed(bound.columns, names, alias, position)
         return self._add(bound.parenthesised, alias, columns, scope, position, None)
+
+    def _top_k(self, node: exp.Expression, scope: Scope) -> str | None:
+        """LATERAL with LIMIT as a numbered subquery; the condition that selects its rows goes to the join."""
+        tree = node.this.this
+        if not isinstance(tree, exp.Select) or tree.args.get("limit") is None:
+            return None
+        neighbours = Scope(parent=scope.parent, relations=list(scope.relations), merged=scope.merged, ctes=scope.ctes)
+        alone = Scope(parent=scope.parent, ctes=scope.ctes)
+        inner = Scope(parent=alone)
+        self.bind(tree, inner)
+        found = top_k(self._binder.expressions, tree, neighbours, inner)
+        if found is None:
+            return None
+        alias, names = self._alias(node)
+        position = position_of(node)
+        bound = self._binder.query(found.tree, alone)
+        extra = len(found.keys) + 1
+        relation = Relation(alias, "", bound.columns)
+        sql = self._add(
+            bound.parenthesised, alias, renamed(bound.columns[:-extra], names, alias, position), scope, position, None
+        )
+        relation.emitted = scope.relations[-1].emitted
+        number = relation.bound(bound.columns[-1]).sql
+        conditions = [
+            comparison("=", relation.bound(column), key, self._binder.facts, position).sql
+            for column, key in zip(bound.columns[-extra:-1], found.keys, strict=True)
+        ]
+        conditions += [f"{number} > {found.offset}"] if found.offset else []
+        conditions += [f"{number} <= {found.offset + found.limit}"] if found.limit is not None else []
+        self._conditions.append(" AND ".join(conditions))
+        return sql
 
     def _function(self, call: exp.Expression, node: exp.Expression, scope: Scope) -> str:
         """generate_series or unnest as a relation of one column."""
@@ -182,6 +216,9 @@ class FromClause:
             condition = self._binder.expressions.condition(on, place, "JOIN/ON").sql
         elif side:
             raise SqlError(f"{side} JOIN needs ON or USING", sqlstate="42601", position=position_of(join))
+        if self._conditions:  # from a LATERAL on the right side
+            condition = " AND ".join([*self._conditions, *([condition] if condition is not None else [])])
+            self._conditions = []
         for relation in rights if side in ("LEFT", "FULL") else ():
             relation.nullable = True
         for relation in lefts if side in ("RIGHT", "FULL") else ():

@@ -96,6 +96,7 @@ _LIST = (
     Kernel("ps_timestamptz_to_text", (_STAMP_TZ,), _TEXT, k.timestamp_text),
     Kernel("ps_time_to_text", (pa.time64("us"),), _TEXT, k.time_text),
     Kernel("ps_interval_to_text", (_INTERVAL,), _TEXT, k.interval_text),
+    Kernel("ps_array_to_text", (pa.list_(_TEXT),), _TEXT, k.array_text),
     Kernel("ps_bytea_to_text", (pa.binary(),), _TEXT, k.bytea_text),
     Kernel("ps_check_length", (_TEXT, pa.int64()), _TEXT, k.check_length),
     Kernel("ps_timestamp_sub", (_STAMP, _STAMP), _INTERVAL, k.subtract_timestamps),

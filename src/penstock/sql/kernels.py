@@ -13,7 +13,6 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -248,8 +247,7 @@ def check_length(values: Array, limits: Array) -> Array:
 # JSON
 
 
-def _json(text: str) -> Any:
-    return orjson.loads(text)
+_json = literals.load_json
 
 
 def json_field(text: str, key: str) -> str | None:
@@ -317,7 +315,7 @@ def _contains(whole: Any, part: Any, *, top: bool = False) -> bool:
 
 
 def _same_number(left: Any, right: Any) -> bool:
-    numbers = (int, float)
+    numbers = (int, Decimal)
     return (
         isinstance(left, numbers) and isinstance(right, numbers) and not isinstance(left, bool)
         and not isinstance(right, bool) and left == right
@@ -405,3 +403,19 @@ def divide_numeric(left: Array, right: Array) -> Array:
     if pc.any(zero).as_py():  # NULL / 0 is NULL
         right = pc.if_else(zero, pa.scalar(Decimal(1), right.type), right)
     return _rounded(pc.divide(_relabelled(left, 37), _relabelled(right, 38)))
+
+
+def array_text(values: Array) -> Array:
+    """An array of texts as PostgreSQL prints it."""
+    out = [
+        None if value is None else "{" + ",".join(map(_array_item, value)) + "}" for value in values.to_pylist()
+    ]  # quoting depends on each element's characters
+    return pa.array(out, type=pa.string())
+
+
+def _array_item(text: str | None) -> str:
+    if text is None:
+        return "NULL"
+    if text and text.upper() != "NULL" and not any(char in '{},"\\' or char.isspace() for char in text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -7,12 +7,11 @@ columnar kernels for the values that their fast path does not take.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import re
 import uuid
 from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
-from typing import NamedTuple
-
-import orjson
+from typing import Any, NamedTuple
 
 from penstock.runtime import DataError
 
@@ -148,7 +147,7 @@ def read_time(text: str) -> int:
     if match is None:
         raise invalid("time", text, "22007")
     hour, minute, second = int(match[1]), int(match[2]), int(match[3] or 0)
-    if hour > 24 or minute > 59 or second > 60 or (hour == 24 and (minute or second)):
+    if hour > 23 or minute > 59 or second > 60:
         raise DataError(f'date/time field value out of range: "{text}"', sqlstate="22008")
     return ((hour * 60 + minute) * 60 + second) * 1_000_000 + _microseconds(match[4] or "")
 
@@ -170,7 +169,10 @@ def read_timestamp(text: str, *, zoned: bool) -> int:
         raise invalid("timestamp with time zone" if zoned else "timestamp", text, "22007")
     value = read_date(match["date"]) * DAY_US
     if match["time"]:
-        value += read_time(match["time"])
+        try:
+            value += read_time(match["time"])
+        except DataError as error:
+            raise DataError(error.message.replace(match["time"], text), sqlstate=error.sqlstate) from None
     if zoned and match["zone"]:
         value -= _offset(match["zone"])
     return value
@@ -291,16 +293,38 @@ def read_uuid(text: str) -> str:
 
 
 def read_jsonb(text: str) -> str:
-    """The canonical form: keys sorted, no duplicate keys, no insignificant space."""
+    """The canonical form, as PostgreSQL prints it: keys by length and then bytes, no duplicates, one way of spacing."""
+    return write_json(load_json(text))
+
+
+def load_json(text: str) -> Any:
+    """A JSON value; numbers are int or Decimal, so that none loses digits. 22P02 for what is no JSON."""
     try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        raise invalid("json", text) from None
-    return write_json(value)
+        value = json.loads(text, parse_float=Decimal, parse_constant=_no_constant)
+        text.encode()
+    except (ValueError, RecursionError) as error:
+        raise DataError("invalid input syntax for type json", sqlstate="22P02", detail=str(error)) from None
+    return value
 
 
-def write_json(value: object) -> str:
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def write_json(value: Any) -> str:
+    """The canonical text of a value that `load_json` gave. 22P05 for what no text can hold."""
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+            raise DataError("unsupported Unicode escape sequence", sqlstate="22P05")
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        keys = sorted(value, key=lambda key: (len(key.encode(errors="replace")), key))
+        return "{" + ", ".join(f"{write_json(key)}: {write_json(value[key])}" for key in keys) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(write_json, value)) + "]"
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    return json.dumps(value)
 
 
 def read_bytea(text: str) -> bytes:

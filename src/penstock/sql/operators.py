@@ -47,6 +47,15 @@ def no_operator(symbol: str, left: Bound | None, right: Bound, position: int | N
     )
 
 
+def not_unique(symbol: str, left: Bound, right: Bound) -> SqlError:
+    return SqlError(
+        f"operator is not unique: {left.type} {symbol} {right.type}",
+        sqlstate="42725",
+        hint="Could not choose a best candidate operator. You might need to add explicit type casts.",
+        position=right.position,
+    )
+
+
 def arithmetic(symbol: str, left: Bound, right: Bound, facts: Facts, position: int | None) -> Bound:
     """``left symbol right`` for + - * / % ^. SqlError 42883 when the types do not fit."""
     left, right = _guess_unknown(symbol, left, right, facts)
@@ -63,6 +72,9 @@ def arithmetic(symbol: str, left: Bound, right: Bound, facts: Facts, position: i
 
 def _guess_unknown(symbol: str, left: Bound, right: Bound, facts: Facts) -> tuple[Bound, Bound]:
     """A string or parameter beside a known type takes that type, except where dates ask for an interval."""
+    dated = left.type == DATE and symbol == "+"
+    if right.literal is Literal.STRING and (left.literal is Literal.STRING or dated):
+        raise not_unique(symbol, left, right)
     if left.untyped and right.untyped:
         return coerce(left, INT4, facts), coerce(right, INT4, facts)
     if left.untyped:
@@ -89,14 +101,14 @@ def _wide(kind: SqlType) -> SqlType:
 
 
 def _numbers(symbol: str, left: Bound, right: Bound, facts: Facts, position: int | None) -> Bound:
-    kinds = {family(left.type), family(right.type)}
+    families = {family(left.type), family(right.type)}
     if symbol == "^":
         a, b = (coerce(side, FLOAT8, facts).sql for side in (left, right))
         result = left.derive(f"power({a}, {b})", FLOAT8, right)
-        return result if "float" in kinds or kinds == {"int"} else cast(result, NUMERIC)
-    if "float" in kinds:
+        return result if "float" in families or families == {"int"} else cast(result, NUMERIC)
+    if "float" in families:
         return _floats(symbol, left, right, facts, position)
-    if "numeric" in kinds:
+    if "numeric" in families:
         return _numerics(symbol, left, right)
     return _integers(symbol, left, right)
 
@@ -223,15 +235,15 @@ def _temporal(symbol: str, left: Bound, right: Bound, facts: Facts) -> Bound | N
 def negate(bound: Bound, facts: Facts, position: int | None) -> Bound:
     """Unary minus."""
     if bound.literal is Literal.NUMBER:
-        value = bound.value[1:] if bound.value.startswith("-") else "-" + bound.value
-        return replace(bound, sql=f"({value})" if value.startswith("-") else value, value=value)
+        value = str(-int(bound.value))
+        kind = INT4 if -(2**31) <= int(value) < 2**31 else INT8
+        return replace(bound, sql=f"({value})" if value.startswith("-") else value, value=value, type=kind)
     if bound.untyped:
         bound = coerce(bound, FLOAT8 if bound.parameter is None else INT4, facts)
-    kind = family(bound.type)
-    if kind in ("int", "uint"):
+    if family(bound.type) in ("int", "uint"):
         zero = Bound("0", bound.type, nullable=False, literal=Literal.NUMBER, value="0")
         return _integers("-", zero, bound)
-    if kind in ("float", "numeric"):
+    if family(bound.type) in ("float", "numeric"):
         return bound.derive(f"(- {bound.sql})", bound.type)
     if bound.type == INTERVAL:
         return bound.derive(f"ps_interval_neg({bound.sql})", INTERVAL)

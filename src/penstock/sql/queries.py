@@ -16,9 +16,10 @@ from penstock.sql import parse as parsing
 from penstock.sql import statements as st
 from penstock.sql.bound import Bound, BoundQuery, Facts, Literal, OutColumn, folded, ident, position_of
 from penstock.sql.casts import Context, coerce, common_type
-from penstock.sql.expressions import Expressions, Place, call_name, direction
+from penstock.sql.expressions import Expressions
 from penstock.sql.from_clause import FromClause
 from penstock.sql.items import CatalogItem, CatalogView
+from penstock.sql.places import Place, call_name, direction
 from penstock.sql.scopes import Cte, Relation, Scope, renamed, table_columns, unique_idents
 from penstock.sql.types import INT8, TEXT, UNKNOWN, SqlType
 
@@ -31,7 +32,7 @@ class Queries:
     def __init__(self, facts: Facts, catalog: CatalogView) -> None:
         self.facts = facts
         self.catalog = catalog
-        self.expressions = Expressions(facts, self)
+        self.expressions: Expressions = Expressions(facts, self)
         self.sources = FromClause(self)
         self._view_depth = 0
 
@@ -41,9 +42,6 @@ class Queries:
         prefix = self._with(tree, inner)
         body = self._body(tree, inner)
         return BoundQuery(prefix + body.sql, body.columns) if prefix else body
-
-    def subquery(self, tree: exp.Expression, scope: Scope) -> BoundQuery:
-        return self.query(tree, scope)
 
     def regclass(self, name: str, position: int | None) -> int:
         try:

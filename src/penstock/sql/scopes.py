@@ -74,6 +74,15 @@ class Scope:
             scope = scope.parent
         return None
 
+    def without_relations(self) -> Scope:
+        """A scope in which only the WITH entries of this one can be named."""
+        ctes: dict[str, Cte] = {}
+        scope: Scope | None = self
+        while scope is not None:
+            ctes = {**scope.ctes, **ctes}
+            scope = scope.parent
+        return Scope(ctes=ctes)
+
     def add(self, relation: Relation, position: int | None) -> Relation:
         if any(relation.alias == other.alias and relation.alias for other in self.relations):
             raise SqlError(
@@ -151,6 +160,14 @@ class Scope:
         relations = list(self._all())
         if qualifier:
             if not any(relation.matches(qualifier) for relation in relations):
+                hidden = next((r for r in relations if r.item is not None and r.item.name[2] == qualifier[-1]), None)
+                if hidden is not None:
+                    return SqlError(
+                        f'invalid reference to FROM-clause entry for table "{qualifier[-1]}"',
+                        sqlstate="42P01",
+                        hint=f'Perhaps you meant to reference the table alias "{hidden.alias}".',
+                        position=position,
+                    )
                 return _missing_table(".".join(qualifier), position)
             written = f"column {'.'.join((*qualifier, name))} does not exist"
         else:

@@ -10,7 +10,7 @@ from sqlglot import exp
 from penstock.runtime import SqlError
 from penstock.sql.bound import Bound, BoundQuery, Literal, OutColumn, folded, ident, position_of
 from penstock.sql.casts import arrow_name, resolve_unknown
-from penstock.sql.expressions import Place, direction
+from penstock.sql.places import Place, direction
 from penstock.sql.scopes import Scope, unique_idents
 
 if TYPE_CHECKING:
