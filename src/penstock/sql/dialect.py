@@ -8,7 +8,9 @@ the user's own words. Only calls with a grammar of their own (CAST, EXTRACT, ...
 from __future__ import annotations
 
 import re
+import sys
 from bisect import bisect_right
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from sqlglot import exp
@@ -67,6 +69,12 @@ class Penstock(Postgres):
 
 
 _DIALECT = Penstock()
+_RECURSION_LIMIT = 6000
+"""Python's frames for one parser: a level of parentheses takes about twenty. Deeper text is refused, 54001."""
+_SLOW_WORDS = (TokenType.ARRAY, TokenType.STRUCT, TokenType.MAP, TokenType.NESTED, TokenType.OBJECT)
+_SLOW_DEPTH = 4
+
+sys.setrecursionlimit(max(sys.getrecursionlimit(), _RECURSION_LIMIT))
 
 
 def tokenize(text: str) -> list[Token]:
@@ -133,6 +141,7 @@ def parse_select_list(tokens: list[Token], text: str) -> tuple[exp.Expression, .
 def _parsed(tokens: list[Token], text: str, into: type[exp.Expression] | None) -> exp.Expression:
     if not tokens:
         raise SqlError("syntax error at end of input", sqlstate="42601", position=len(text) + 1)
+    _refuse_slow_nesting(tokens)
     parser = _DIALECT.parser(error_level=ErrorLevel.IMMEDIATE)
     try:
         if into is None:
@@ -147,6 +156,20 @@ def _parsed(tokens: list[Token], text: str, into: type[exp.Expression] | None) -
         raise syntax_error(tokens[0])
     tree: exp.Expression = trees[0]
     return tree
+
+
+def _refuse_slow_nesting(tokens: list[Token]) -> None:
+    """sqlglot's time for ARRAY[...] or STRUCT(...) in itself grows fourfold with each level: text must not do that."""
+    if sum(token.token_type in _SLOW_WORDS for token in tokens) <= _SLOW_DEPTH:
+        return
+    opened: list[bool] = []
+    for before, token in pairwise(tokens):
+        if token.token_type in (TokenType.L_BRACKET, TokenType.L_PAREN):
+            opened.append(before.token_type in _SLOW_WORDS)
+        elif token.token_type in (TokenType.R_BRACKET, TokenType.R_PAREN) and opened:
+            opened.pop()
+        if sum(opened) > _SLOW_DEPTH:
+            raise SqlError("arrays are nested too deeply", sqlstate="54001", position=token.start + 1)
 
 
 def _located(error: ParseError, tokens: list[Token], text: str) -> SqlError:

@@ -44,7 +44,7 @@ def map_datafusion_error(error: BaseException) -> PenstockError:
         return DataError(f"{_TYPE_NAMES.get(ranged[1], ranged[1])} out of range", sqlstate="22003")
     if "too large to store in a Decimal" in text or "too small to store in a Decimal" in text:
         return DataError("numeric field overflow", sqlstate="22003")
-    sized = re.search(r"\b(Int16|Int32|Int64)\b.*overflow", text)
+    sized = re.search(r"\b(Int16|Int32|Int64)(?:Array)?\b.*overflow", text)
     if sized is not None:
         return DataError(f"{_TYPE_NAMES[sized[1]]} out of range", sqlstate="22003")
     if "overflow" in text.lower() and ("Arrow error" in text or "Arithmetic" in text):
@@ -58,6 +58,8 @@ def map_datafusion_error(error: BaseException) -> PenstockError:
         return DataError(_first_line(text), sqlstate="22P02")
     if "not implemented" in text or "nsupported" in text:
         return SqlError(_first_line(text), sqlstate="0A000")
+    if "RecursionLimitExceeded" in text:
+        return SqlError("statement is nested too deeply", sqlstate="54001")
     if "Resources exhausted" in text:
         return SqlError(_first_line(text), sqlstate="53200")
     if "during planning" in text or "chema error" in text:

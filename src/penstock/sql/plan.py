@@ -109,7 +109,37 @@ def bind(tree: exp.Expression, facts: Facts, catalog: CatalogView) -> BoundQuery
         raise SqlError("statement is nested too deeply", sqlstate="54001") from None
 
 
+_NESTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\(SELECT\b|\b[a-z_][a-z0-9_]*\(|\bCASE\b|\bEND\b|[()]""")
+_NESTED_MAX = 16
+
+
+def check_nesting(sql: str) -> None:
+    """54001 for calls nested so deeply that DataFusion would plan for seconds.
+
+    Its time doubles with every call around a call and grows fourfold with every CASE in a CASE.
+    """
+    weights = [0]
+    total = most = 0
+    for match in _NESTED.finditer(sql):
+        text = match[0]
+        if text in (")", "END"):
+            total -= weights.pop() if len(weights) > 1 else 0
+        elif text[0] not in "'\"":
+            weight = -total if text == "(SELECT" else 0 if text == "(" else 2 if text == "CASE" else 1
+            weights.append(weight)
+            total += weight
+            most = max(most, total)
+    if most > _NESTED_MAX:
+        raise SqlError(
+            "function calls or CASE expressions are nested too deeply",
+            sqlstate="54001",
+            detail=f"A call counts one level, a CASE two; at most {_NESTED_MAX} are possible.",
+            hint="Compute the inner parts in a subquery in FROM.",
+        )
+
+
 def plan_of(bound: BoundQuery, facts: Facts) -> QueryPlan:
+    check_nesting(bound.sql)
     return QueryPlan(
         desc=RelationDesc(tuple(Column(c.name, c.type, c.nullable) for c in bound.columns)),
         datafusion_sql=bound.sql,

@@ -51,7 +51,7 @@ def quantified(
 def quantified_query(
     binder: Binder, symbol: str, left: Bound, inner: exp.Expression, any_of: bool, place: Place
 ) -> Bound:
-    query = binder.queries.query(inner, place.scope)
+    query = binder.queries.subquery(inner, place.scope)
     item, query = beside(binder, left, query, symbol)
     if symbol == "=" and any_of:
         return item.derive(f"({item.sql} IN {query.parenthesised})", BOOL, nullable=True)
@@ -135,7 +135,7 @@ def in_list(binder: Binder, node: exp.Expression, place: Place) -> Bound:
 
 
 def in_query(binder: Binder, left: Bound, tree: exp.Expression, place: Place) -> Bound:
-    query = binder.queries.query(tree, place.scope)
+    query = binder.queries.subquery(tree, place.scope)
     if not left.row:
         item, query = beside(binder, left, query, "=")
         if not place.filters:
@@ -154,9 +154,9 @@ def in_query(binder: Binder, left: Bound, tree: exp.Expression, place: Place) ->
 
 def exists(binder: Binder, node: exp.Expression, place: Place) -> Bound:
     if not place.filters:
-        count = binder.queries.query(_counted(node.this), place.scope)
+        count = binder.queries.subquery(_counted(node.this), place.scope)
         return Bound(f"({count.parenthesised} > 0)", BOOL, nullable=False, position=position_of(node))
-    query = binder.queries.query(node.this, place.scope)
+    query = binder.queries.subquery(node.this, place.scope)
     return Bound(f"EXISTS ({query.sql})", BOOL, nullable=False, position=position_of(node))
 
 

@@ -140,7 +140,7 @@ def array_constructor(binder: Binder, node: exp.Expression, place: Place) -> Bou
 
 
 def array_query(binder: Binder, tree: exp.Expression, place: Place) -> Bound:
-    query = binder.queries.query(tree, place.scope)
+    query = binder.queries.subquery(tree, place.scope)
     column = query.columns[0]
     alias = binder.facts.fresh("q")
     item = f"{ident(alias)}.{ident(column.ident)}"
