@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 import pyarrow as pa
 from sqlglot import exp
@@ -26,20 +27,23 @@ CACHED_TEXT_MAX = 16 << 10
 """Longer texts are seldom repeated (INSERTs of many rows) and are not kept."""
 
 
-class Cache:
+V = TypeVar("V")
+
+
+class Cache(Generic[V]):
     """Least recently used entries go first."""
 
     def __init__(self, size: int = CACHED) -> None:
         self._size = size
-        self._entries: OrderedDict[Hashable, object] = OrderedDict()
+        self._entries: OrderedDict[Hashable, V] = OrderedDict()
 
-    def get(self, key: Hashable) -> object | None:
+    def get(self, key: Hashable) -> V | None:
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key]
         return None
 
-    def put(self, key: Hashable, value: object) -> None:
+    def put(self, key: Hashable, value: V) -> None:
         self._entries[key] = value
         if len(self._entries) > self._size:
             self._entries.popitem(last=False)
@@ -70,9 +74,9 @@ class Planner:
     """Plans of all sessions. Planning is a millisecond or a few of pure computation."""
 
     def __init__(self) -> None:
-        self._parsed = Cache()
-        self._plans = Cache()
-        self._rels = Cache()
+        self._parsed: Cache[Sequence[ast.Statement]] = Cache()
+        self._plans: Cache[tuple[exp.Expression, QueryPlan]] = Cache()
+        self._rels: Cache[tuple[Rel, list[GlobalId]]] = Cache()
 
     def parse(self, text: str) -> Sequence[ast.Statement]:
         """The statements of `text`. SqlError 42601 with a position."""
@@ -82,7 +86,7 @@ class Planner:
         if found is None:
             found = tuple(parse(text))
             self._parsed.put(text, found)
-        return found  # type: ignore[return-value]
+        return found
 
     def query(
         self,
@@ -115,7 +119,7 @@ class Planner:
             plan = self.view_query(SessionCatalog(state, database=item.name[0]), self._definition(item).tree)
             found = (self.rel(state, plan), list(dict.fromkeys(plan.inputs.values())))
             self._rels.put(key, found)
-        return found  # type: ignore[return-value]
+        return found
 
     def rel(self, state: CatalogState, plan: QueryPlan) -> Rel:
         """`plan` as the engine runs it. SqlError 0A000 naming what cannot be maintained."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from penstock.adapter.cursors import Cursor
 from penstock.adapter.interrupts import Interruptible
 from penstock.adapter.session_api import (
     Completed,
+    CopyOut,
     Notice,
     Outcome,
     Rows,
@@ -93,10 +95,11 @@ class Session:
             )
         deadline = self.interrupts.deadline(self.variables.statement_timeout_s)
         outcome = await self.interrupts.run(self._dispatch(statement, parameters), deadline)
-        if isinstance(outcome, Rows):
-            streaming = isinstance(statement, ast.Subscribe | ast.Fetch)
+        if isinstance(outcome, Rows | CopyOut):
+            source = statement.source if isinstance(statement, ast.CopyTo) else statement
+            streaming = isinstance(source, ast.Subscribe | ast.Fetch)
             guarded = self.interrupts.guard(outcome.batches, None if streaming else deadline)
-            return Rows(outcome.desc, guarded, outcome.tag)
+            return replace(outcome, batches=guarded)
         return outcome
 
     async def sync(self) -> None:

@@ -29,7 +29,7 @@ for interval, `uuid.UUID`, and lists of these (nested for more dimensions, None 
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -126,7 +126,7 @@ class Rows:
     """
 
     desc: RelationDesc
-    batches: AsyncIterator[pa.RecordBatch]
+    batches: AsyncGenerator[pa.RecordBatch, None]
     tag: Callable[[int], str] = field(default=lambda rows: f"SELECT {rows}")
 
 
@@ -137,7 +137,7 @@ class CopyOut:
     desc: RelationDesc
     format: CopyFormat
     options: CopyOptions
-    batches: AsyncIterator[pa.RecordBatch]
+    batches: AsyncGenerator[pa.RecordBatch, None]
 
 
 @dataclass(frozen=True, slots=True)

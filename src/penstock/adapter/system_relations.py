@@ -37,6 +37,7 @@ _COLUMNS = {
     "mz_catalog.mz_roles": "id text, oid oid, name text, inherit boolean, rolsuper boolean",
     "mz_catalog.mz_clusters": "id text, name text, owner_id text, managed boolean, size text, replication_factor uint4",
     "mz_catalog.mz_cluster_replicas": "id text, name text, cluster_id text, size text, owner_id text",
+    "mz_internal.mz_storage_shards": "object_id text, shard_id text",
     "mz_internal.mz_frontiers": "object_id text, read_frontier mz_timestamp, write_frontier mz_timestamp",
     "mz_internal.mz_hydration_statuses": "object_id text, replica_id text, hydrated boolean",
     "mz_internal.mz_object_dependencies": "object_id text, referenced_object_id text",

@@ -156,6 +156,11 @@ class SystemRows:
             if found is not None:
                 yield item.id, _open(found.since), _open(found.upper)
 
+    def _storage_shards(self) -> Iterable[Row]:
+        for item in self._c.catalog.state.items.values():
+            if item.shard_id is not None:
+                yield item.id, item.shard_id
+
     def _lags(self) -> Iterable[Row]:
         now = self._c.clock.now_ms()
         for item in self._c.catalog.state.items.values():
@@ -226,6 +231,7 @@ _ROWS: dict[str, Callable[[SystemRows], Iterable[Row]]] = {
     "mz_catalog.mz_roles": SystemRows._roles,
     "mz_catalog.mz_clusters": SystemRows._clusters,
     "mz_catalog.mz_cluster_replicas": SystemRows._replicas,
+    "mz_internal.mz_storage_shards": SystemRows._storage_shards,
     "mz_internal.mz_frontiers": SystemRows._frontiers,
     "mz_internal.mz_hydration_statuses": SystemRows._hydration,
     "mz_internal.mz_object_dependencies": SystemRows._dependencies,

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from sqlglot import exp
 
 from penstock.adapter import dml_plans, value_rows
@@ -241,7 +242,7 @@ class _TableSink:
     async def write(self, batch: pa.RecordBatch) -> None:
         """Add rows, in the columns that were asked for. SqlError 23502 for a NULL where none may be."""
         full = await self._filled(batch)
-        self._kept.append(Delta.insert(_checked(self._table, full)))
+        self._kept.append(Delta.insert(_checked(self._table, full, before=self._rows)))
         self._rows += batch.num_rows
         if self._session.transaction is not self._transaction or self._transaction.failed:
             raise SqlError("the transaction of this COPY has ended", sqlstate="25P02")
@@ -319,16 +320,24 @@ def _stored(table: CatalogItem, batch: pa.RecordBatch) -> pa.RecordBatch:
     return conform(batch.select(list(range(len(schema)))), schema)
 
 
-def _checked(table: CatalogItem, rows: pa.RecordBatch) -> pa.RecordBatch:
-    """`rows` as rows of `table`. SqlError 23502 naming the column where a NULL may not be."""
+def _checked(table: CatalogItem, rows: pa.RecordBatch, *, before: int | None = None) -> pa.RecordBatch:
+    """`rows` as rows of `table`. SqlError 23502 naming the column where a NULL may not be.
+
+    `before`: how many rows of the same COPY came before these; the error then names the row.
+    """
     assert table.desc is not None
     for column, array in zip(table.desc.columns, rows.columns, strict=True):
         if array.null_count and not column.nullable:
             raise SqlError(
                 f'null value in column "{column.name}" of relation "{table.name[2]}" violates not-null constraint',
                 sqlstate="23502",
+                detail=None if before is None else f"COPY {table.name[2]}, row {before + 1 + _first_null(array)}",
             )
     return conform(rows, _schema(table))
+
+
+def _first_null(column: pa.Array) -> int:
+    return int(pc.index(column.is_null(), True).as_py())
 
 
 def _run(plan: QueryPlan, rows: pa.Table | None) -> pa.Table:
