@@ -18,7 +18,7 @@ from bench.report import Report, percentile
 from tools.serving import serving
 
 PER_SECOND = 100
-HISTORY = 200_000
+HISTORY = 1_000_000
 INNER = "SELECT k, count(*) AS n, sum(v) AS total FROM events GROUP BY k"
 OUTER = "SELECT n % 10 AS bucket, count(*) AS keys, sum(n) AS n FROM inner_view GROUP BY n % 10"
 

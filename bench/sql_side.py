@@ -42,8 +42,7 @@ def sql(job: Job, batches: int) -> Measured:
             started = time.perf_counter()
             with connection.transaction():
                 for change in changes:
-                    ids = ", ".join(map(str, change.deleted["id"].to_pylist()))
-                    cursor.execute(f"DELETE FROM {change.table} WHERE id IN ({ids})")
+                    cursor.execute(f"DELETE FROM {change.table} WHERE id = ANY(%s)", [change.deleted["id"].to_pylist()])
                     copy_in(connection, change.table, change.inserted)
             cursor.execute("SELECT * FROM answer WHERE k = 0")
             batch_ms.append((time.perf_counter() - started) * 1000)

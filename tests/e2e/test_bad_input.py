@@ -228,7 +228,7 @@ def test_a_corrupted_blob_stalls_only_what_needs_it(tmp_path: Path) -> None:
             f"{caught.value.diag.message_primary} {caught.value.diag.message_detail} {caught.value.diag.message_hint}"
         )
         assert shard in said
-        assert any(part.name in said or part.stem in said for part in parts), said
+        assert any(part.name[-32:] in said for part in parts), said
         connection.execute("INSERT INTO healthy VALUES (-1, 'after')")
         assert connection.execute("SELECT n FROM healthy_count").fetchone() == (20_001,)
     assert server.stop() == 0

@@ -15,18 +15,21 @@ def test_changes_of_a_view_arrive_through_copy(server: Server, db: psycopg.Conne
     db.execute(f"CREATE TABLE {name} (k integer, v integer)")
     db.execute(f"CREATE MATERIALIZED VIEW {name}_v AS SELECT k, sum(v) AS s FROM {name} GROUP BY k")
     db.execute(f"INSERT INTO {name} VALUES (1, 10)")
-    with server.connect() as other, other.cursor() as cursor:
-        copy = cursor.copy(f"COPY (SUBSCRIBE {name}_v) TO STDOUT")
-        got = copy.__enter__().rows()
-        first = next(got)
-        assert first[1:] == ("1", "1", "10")
-        db.execute(f"INSERT INTO {name} VALUES (1, 5)")
-        second, third = next(got), next(got)
-        assert sorted([second[1:], third[1:]]) == [("-1", "1", "10"), ("1", "1", "15")]
-        assert int(first[0]) < int(second[0]) == int(third[0])
-        other.cancel_safe()
-        with pytest.raises(psycopg.errors.QueryCanceled):
+
+    def follow(connection: psycopg.Connection) -> None:
+        with connection.cursor() as cursor, cursor.copy(f"COPY (SUBSCRIBE {name}_v) TO STDOUT") as copy:
+            got = copy.rows()
+            first = next(got)
+            assert first[1:] == ("1", "1", "10")
+            db.execute(f"INSERT INTO {name} VALUES (1, 5)")
+            second, third = next(got), next(got)
+            assert sorted([second[1:], third[1:]]) == [("-1", "1", "10"), ("1", "1", "15")]
+            assert int(first[0]) < int(second[0]) == int(third[0])
+            connection.cancel_safe()
             next(got)
+
+    with server.connect() as other, pytest.raises(psycopg.errors.QueryCanceled):
+        follow(other)
     assert db.execute("SELECT 1").fetchall() == [(1,)]
 
 

@@ -25,8 +25,8 @@ CATALOG.table("t", RelationDesc.of(("a", INT4), ("b", TEXT)), [{"a": 1, "b": "x"
 WORD_LIST = (
     "select from where group by order limit a b t 1 2.5 'x' null true ( ) , * + - / = <> < and or not in is like"
     " between case when then else end cast as int :: [ ] array any all exists union except with distinct on join"
-    ' left using sum count over partition interval date extract $1 ; . " -- /* values insert into update set delete create'
-    " table view drop show begin copy subscribe explain fetch"
+    ' left using sum count over partition interval date extract $1 ; . " -- /* values insert into update set delete'
+    " create table view drop show begin copy subscribe explain fetch"
 )
 WORDS = WORD_LIST.split()
 
