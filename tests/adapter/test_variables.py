@@ -69,9 +69,9 @@ def test_what_the_session_reads_from_them() -> None:
     variables = SessionVariables({"search_path": '"Odd", public'})
     assert variables.search_path == ["Odd", "public"]
     assert variables.isolation is Isolation.STRICT_SERIALIZABLE
-    assert variables.statement_timeout_s == 60
-    variables.set("statement_timeout", "0")
     assert variables.statement_timeout_s is None
+    variables.set("statement_timeout", "1min")
+    assert variables.statement_timeout_s == 60
     variables.set("max_result_size", "1 kB")
     assert variables.max_result_bytes == 1024
     assert "server_version" in variables.reported()

@@ -248,4 +248,6 @@ def test_nothing_is_left_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture
         for _ in range(3):
             asyncio.run(main(), debug=True)
         gc.collect()
-    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+    # gRPC's poller serves all event loops that the process ever had, and complains about those of earlier tests
+    records = [record for record in caplog.records if "PollerCompletionQueue" not in record.getMessage()]
+    assert not [record for record in records if record.levelname in ("ERROR", "CRITICAL")]

@@ -267,6 +267,26 @@ def test_columns_known_not_to_be_null() -> None:
     assert [column.nullable for column in plan.desc.columns] == [False, True, False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("text", "nullable"),
+    [
+        ("select id from t", [False]),
+        ("select id, count(*) from t group by rollup (id)", [True, False]),
+        ("select id, count(*) from t group by grouping sets ((id), ())", [True, False]),
+        ("select id from (select id from t) a right join k using (id)", [True]),
+        ("select a.id from t a right join k on a.id = k.id", [True]),
+        ("select id from (t a join t b using (id)) full join k using (id)", [True]),
+        ("select x.id, y.id from t x left join t y on x.id = y.id", [False, True]),
+        ("select (select id from t limit 1), max(id), coalesce(g, 'x') from t group by g", [True, True, False]),
+        ("select id from t union all select null", [True]),
+        ("select regexp_match('a', 'b'), nullif(1, 1), '{}'::jsonb -> 'a'", [True, True, True]),
+        ("select case when id = 1 then 1 end, lag(id) over () from t", [True, True]),
+    ],
+)
+def test_nothing_that_may_be_null_is_said_not_to_be(text: str, nullable: list[bool]) -> None:
+    assert [column.nullable for column in catalog().plan(text).desc.columns] == nullable
+
+
 def test_regclass_names_an_oid() -> None:
     made = catalog()
     assert made.value("'t'::regclass") == made.items["t"].oid

@@ -175,7 +175,7 @@ def _from_table(name: str, arguments: list[Bound], facts: Facts, position: int |
     best = max(fitting, key=lambda s: _score(s, arguments))
     made = [coerce(a, k, facts) for a, k in zip(arguments, best.arguments, strict=True)]
     texts = [argument.sql for argument in made]
-    return combine(best.template.format(*texts, all=", ".join(texts)), best.result, made)
+    return combine(best.template.format(*texts, all=", ".join(texts)), best.result, made, nullable=True)
 
 
 _PREFERRED = (TEXT, TIMESTAMPTZ, FLOAT8)

@@ -62,7 +62,7 @@ class Expressions:
                 f"{kind.__name__} expressions are not supported", sqlstate="0A000", position=position_of(node)
             )
         if place.grouped and bound.sql in place.grouped:
-            bound = replace(bound, loose=(), sql=place.grouped[bound.sql])
+            bound = replace(bound, loose=(), sql=place.grouped[bound.sql], nullable=bound.nullable or place.rolled_up)
         return bound
 
     def typed(self, node: exp.Expression, place: Place) -> Bound:
@@ -144,7 +144,9 @@ class Expressions:
             position = right.position
             bound = op.arithmetic(_BINARY[type(link)], bound, right, self.facts, position)
             if place.grouped and bound.sql in place.grouped:
-                bound = replace(bound, loose=(), sql=place.grouped[bound.sql])
+                bound = replace(
+                    bound, loose=(), sql=place.grouped[bound.sql], nullable=bound.nullable or place.rolled_up
+                )
         return bound
 
     def _neg(self, node: exp.Expression, place: Place) -> Bound:

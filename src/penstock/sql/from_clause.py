@@ -223,6 +223,8 @@ class FromClause:
             relation.nullable = True
         for relation in lefts if side in ("RIGHT", "FULL") else ():
             relation.nullable = True
+        for earlier in merged_before if side in ("RIGHT", "FULL") else ():
+            earlier.bound = replace(earlier.bound, nullable=True)
         if condition is None:
             return f"{left_sql} CROSS JOIN {right_sql}"
         return f"({left_sql} {word} {right_sql} ON {condition})"

@@ -32,7 +32,7 @@ class Queries(Protocol):
 @dataclass(slots=True)
 class Place:
     """Where an expression stands: what it may contain. `clause` names it in errors. `grouped`: how grouping expressions
-    are written, once there are some."""
+    are written, once there are some. `rolled_up`: by grouping sets, which put NULL for what they leave out."""
 
     scope: Scope
     clause: str
@@ -40,6 +40,7 @@ class Place:
     windows: bool = False
     grouped: Mapping[str, str] | None = None
     named_windows: dict[str, exp.Expression] | None = None
+    rolled_up: bool = False
 
     @property
     def filters(self) -> bool:

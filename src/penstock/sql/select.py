@@ -45,7 +45,7 @@ class SelectBinder:
         having_node = self._tree.args.get("having")
         grouped = {bound.sql: written for bound, written in groups}
         windows = {folded(w.this): w for w in self._tree.args.get("windows") or []}
-        place = Place(self._scope, "SELECT", True, True, grouped, windows)
+        place = Place(self._scope, "SELECT", True, True, grouped, windows, rolled_up=self._rolled_up())
         self._select_list(place)
         having = ""
         parts = list(self._items)
@@ -86,6 +86,10 @@ class SelectBinder:
             for node in group.args.get(key) or []:
                 parts.append(self._grouping(node, bounds))
         return bounds, " GROUP BY " + ", ".join(parts)
+
+    def _rolled_up(self) -> bool:
+        group = self._tree.args.get("group")
+        return group is not None and group.find(exp.GroupingSets, exp.Rollup, exp.Cube) is not None
 
     def _grouping(self, node: exp.Expression, bounds: list[tuple[Bound, str]]) -> str:
         word = {exp.GroupingSets: "GROUPING SETS", exp.Rollup: "ROLLUP", exp.Cube: "CUBE"}.get(type(node))
