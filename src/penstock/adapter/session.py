@@ -7,6 +7,7 @@ writes, objects, subscriptions, listings), which get the session as their contex
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from penstock.adapter.session_api import (
     TransactionStatus,
 )
 from penstock.adapter.transaction import Transaction
-from penstock.adapter.variables import SessionVariables, duration_ms
+from penstock.adapter.variables import SessionVariables, checked, duration_ms, lookup
 from penstock.runtime import SqlError, Timestamp
 from penstock.sql import statements as ast
 
@@ -56,6 +57,9 @@ class Session:
         """The largest time this session has read or written: strong session serializable reads start there."""
         self.transaction: Transaction | None = None
         self._prepared: dict[str, ast.Prepare] = {}
+        self._idle: asyncio.TimerHandle | None = None
+        self._ended: SqlError | None = None
+        """Why the open block cannot go on, to be told to whoever uses it next."""
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -70,7 +74,9 @@ class Session:
     def notice(
         self, message: str, *, severity: str = "NOTICE", sqlstate: str = "00000", hint: str | None = None
     ) -> None:
-        """Tell the client something beside the result."""
+        """Tell the client something beside the result, unless it wants to hear of graver things only."""
+        if not self.variables.wants_notice(severity):
+            return
         self.notices.append(Notice(message, severity, sqlstate, None, hint))
 
     # -- the contract with the server ----------------------------------------------------------------------------
@@ -88,7 +94,11 @@ class Session:
         return await self.coordinator.describe(self, statement, parameter_types)
 
     async def execute(self, statement: ast.Statement, parameters: Sequence[object | None]) -> Outcome:
+        self._busy()
         transaction = self.open_transaction()
+        if self._ended is not None:
+            ended, self._ended = self._ended, None
+            raise ended
         if transaction.failed and not isinstance(statement, ast.Commit | ast.Rollback):
             raise SqlError(
                 "current transaction is aborted, commands ignored until end of transaction block", sqlstate="25P02"
@@ -104,8 +114,15 @@ class Session:
 
     async def sync(self) -> None:
         transaction = self.transaction
-        if transaction is not None and not transaction.explicit:
+        if transaction is None:
+            return
+        if not transaction.explicit:
             await self._end(commit=not transaction.failed)
+            return
+        timeout_s = self.variables.idle_timeout_s
+        if timeout_s is not None and not transaction.failed:
+            self._busy()
+            self._idle = asyncio.get_running_loop().call_later(timeout_s, self._idle_too_long)
 
     def fail(self) -> None:
         if self.transaction is not None:
@@ -113,7 +130,25 @@ class Session:
             self.transaction.take_writes()
             self.coordinator.locks.release(self)
 
+    def _busy(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+
+    def _idle_too_long(self) -> None:
+        """Abort the block: it may hold locks that others wait for, and times that should be compacted."""
+        self._idle = None
+        if self.transaction is None or not self.transaction.explicit:
+            return
+        self.fail()
+        self._ended = SqlError(
+            "the transaction was aborted: it was idle for longer than idle_in_transaction_session_timeout",
+            sqlstate="25P03",
+        )
+        self.coordinator.tasks.spawn(self.transaction.release(), "idle-transaction")
+
     async def close(self) -> None:
+        self._busy()
         await self._end(commit=False)
         self.coordinator.disconnected(self)
 
@@ -148,6 +183,7 @@ class Session:
             committed = commit
         finally:
             self.transaction = None
+            self._ended = None
             self.variables.end(committed=committed)
             self.coordinator.locks.release(self)
             await transaction.release()
@@ -168,6 +204,7 @@ class Session:
             if transaction.writes and modes.read_only:
                 raise SqlError("SET TRANSACTION READ ONLY must come before any write", sqlstate="25001")
             transaction.read_only = modes.read_only
+            self.variables.set("transaction_read_only", "on" if modes.read_only else "off", local=True)
 
     async def _finish_block(self, *, commit: bool) -> Outcome:
         transaction = self.open_transaction()
@@ -212,6 +249,11 @@ class Session:
         else:
             value = ", ".join(statement.values)
             local = statement.scope is ast.VariableScope.LOCAL
+            if lookup(statement.name).name == "transaction_read_only":
+                checked(lookup(statement.name), value)
+                read_only = value.lower() in ("on", "true", "yes", "1")
+                self._apply_modes(self.open_transaction(), ast.TransactionModes(read_only=read_only))
+                return Completed("SET")
             self.coordinator.check_variable(self, statement.name, value)
             self.variables.set(statement.name, value, local=local)
         return Completed("SET")

@@ -102,6 +102,8 @@ def _time_zone(value: str) -> str | None:
     return "UTC" if value.lower() in ("utc", "gmt", "etc/utc", "zulu", "default", "+00:00", "0", "00:00:00") else None
 
 
+_SEVERITIES = ("debug5", "debug4", "debug3", "debug2", "debug1", "debug", "log", "info", "notice", "warning", "error")
+
 _VARIABLES = [
     Variable("application_name", "", _any, "The name of the client's program.", reported=True),
     Variable("bytea_output", "hex", _one_of("hex"), "Text form of bytea."),
@@ -110,17 +112,15 @@ _VARIABLES = [
     Variable(
         "client_min_messages",
         "notice",
-        _one_of("debug5", "debug4", "debug3", "debug2", "debug1", "log", "notice", "warning", "error"),
+        _one_of(*_SEVERITIES),
         "The least severe notice that is sent.",
     ),
     Variable("cluster", "quickstart", _any, "The cluster that queries run on.", reported=True),
-    Variable("cluster_replica", "", _any, "The replica that queries are sent to; empty: any."),
     Variable("database", "materialize", _any, "The database that unqualified names begin in.", reported=True),
     Variable("DateStyle", "ISO, MDY", _date_style, "Text form of dates.", reported=True),
-    Variable("default_transaction_isolation", "strict serializable", _isolation, "For new transactions."),
     Variable("default_transaction_read_only", "off", _boolean, "For new transactions."),
-    Variable("extra_float_digits", "1", _integer(-15, 3), "Digits of floating-point numbers in text."),
-    Variable("idle_in_transaction_session_timeout", "120 s", _duration, "Ends idle transactions; 0: never."),
+    Variable("extra_float_digits", "1", _integer(1, 3), "Only what prints floats exactly."),
+    Variable("idle_in_transaction_session_timeout", "0 s", _duration, "Ends idle transactions; 0: never."),
     Variable("integer_datetimes", "on", None, "Times are 64-bit integers.", reported=True),
     Variable("IntervalStyle", "postgres", _one_of("postgres"), "Text form of intervals.", reported=True),
     Variable("is_superuser", "on", None, "Whether the user may do everything.", reported=True),
@@ -137,7 +137,6 @@ _VARIABLES = [
     Variable("TimeZone", "UTC", _time_zone, "Only UTC.", reported=True),
     Variable("transaction_isolation", "strict serializable", _isolation, "How consistent reads are."),
     Variable("transaction_read_only", "off", _boolean, "Whether this transaction may write."),
-    Variable("welcome_message", "on", _boolean, "Whether a notice greets interactive clients."),
 ]
 _BY_NAME = {variable.name.lower(): variable for variable in _VARIABLES}
 _ALIASES = {
@@ -145,6 +144,7 @@ _ALIASES = {
     "time zone": "timezone",
     "names": "client_encoding",
     "max_result_size": "max_query_result_size",
+    "default_transaction_isolation": "transaction_isolation",
 }
 
 
@@ -226,6 +226,17 @@ class SessionVariables:
     def statement_timeout_s(self) -> float | None:
         """Seconds, or None for no limit."""
         return (duration_ms(self["statement_timeout"]) or 0) / 1000 or None
+
+    @property
+    def idle_timeout_s(self) -> float | None:
+        """Seconds that a transaction block may lie idle, or None for no limit."""
+        return (duration_ms(self["idle_in_transaction_session_timeout"]) or 0) / 1000 or None
+
+    def wants_notice(self, severity: str) -> bool:
+        """Whether ``client_min_messages`` lets a notice of that severity through."""
+        wanted = self["client_min_messages"]
+        rank = {name: number for number, name in enumerate(_SEVERITIES)}
+        return rank.get(severity.lower(), rank["notice"]) >= rank[wanted]
 
     @property
     def search_path(self) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +59,10 @@ class DataDirectory:
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
             raise OSError(f"{directory} belongs to somebody else or is open to others; remove it and start again")
         return directory
+
+    def remove_run_directory(self) -> None:
+        """Sockets and replica logs of a server that has ended orderly are of no use any more."""
+        shutil.rmtree(self.run_directory(), ignore_errors=True)
 
     def close(self) -> None:
         """Give the lock back. May be called twice."""

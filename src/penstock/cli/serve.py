@@ -35,7 +35,10 @@ def run(data_dir: Path, host: str, port: int) -> int:
     try:
         server_config = ServerConfig(host=host, port=port)
         with DataDirectory(data_dir) as directory:
-            return asyncio.run(_serve(directory, server_config))
+            code = asyncio.run(_serve(directory, server_config))
+            if code == 0:
+                directory.remove_run_directory()
+            return code
     except DirectoryInUse as error:
         return _refuse(f"{error}. Stop it first, or choose another --data-dir.")
     except OSError as error:
