@@ -103,6 +103,37 @@ def test_long_lists_and_long_conditions() -> None:
     assert len(CATALOG.rows("values " + ", ".join(f"({i})" for i in range(2000)))) == 2000
 
 
+@pytest.mark.parametrize(
+    ("expression", "sqlstate"),
+    [
+        ("0E", "42601"),
+        ("1e", "42601"),
+        ("9" * 5000, "22003"),
+        ("1e99999", "22003"),
+        (f"'{'9' * 5000}'::int", "22003"),
+        (f"'{'9' * 5000}'::numeric", "22003"),
+        ("'1e999999999'::numeric", "22003"),
+        ("'1e999999999'::jsonb", "22003"),
+        ("'\u0661'::int", "22P02"),
+        ("'\u0661'::numeric", "22P02"),
+        ("'\u0662020-01-01'::date", "22007"),
+        ("repeat('x', 1)::int", "22P02"),
+        ("interval '999999999999 years'", "22008"),
+        ("('999999999' || '999999999999 hours')::interval", "22008"),
+        ("date '999999-01-01'", "22008"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_numbers_beyond_all_measure(expression: str, sqlstate: str) -> None:
+    with pytest.raises(SqlError) as caught:
+        CATALOG.rows(f"select {expression}")
+    assert caught.value.sqlstate == sqlstate
+
+
+def test_tiny_numbers_round_to_zero() -> None:
+    assert CATALOG.rows("select 1e-99999 = 0, '1e-999999999'::numeric = 0") == [(True, True)]
+
+
 def test_parameters_are_replaced_only_outside_quotes() -> None:
     assert substitute("""SELECT $1, '$1 it''s $2', "$1", $2""", ["A", "B"]) == """SELECT A, '$1 it''s $2', "$1", B"""
 

@@ -45,16 +45,19 @@ _RANGES = {
     "oid": (0, 2**32 - 1),
     "mz_timestamp": (0, 2**64 - 1),
 }
-_INTEGER = re.compile(r"^[+-]?\d+$")
+_DIGITS = re.compile(r"^[+-]?[0-9]+$")
+_INTEGER = re.compile(r"^[+-]?0*([0-9]{1,20})$")
 
 
 def read_integer(text: str, kind: str) -> int:
     """22P02 for anything but digits with a sign, 22003 outside the range of `kind`."""
     stripped = text.strip()
-    if not _INTEGER.match(stripped):
+    match = _INTEGER.match(stripped)
+    if match is None and not _DIGITS.match(stripped):
         raise invalid(kind, text)
-    value = int(stripped)
     low, high = _RANGES[kind]
+    # Python refuses to convert thousands of digits; more than twenty are out of range in any case
+    value = int(match[1]) * (-1 if stripped.startswith("-") else 1) if match is not None else high + 1
     if not low <= value <= high:
         raise DataError(f'value "{text}" is out of range for type {kind}', sqlstate="22003")
     return value
@@ -66,7 +69,7 @@ def read_numeric(text: str) -> Decimal:
         value = Decimal(text.strip())
     except InvalidOperation:
         raise invalid("numeric", text) from None
-    if not value.is_finite() or "_" in text:
+    if not value.is_finite() or "_" in text or not text.isascii():
         raise invalid("numeric", text)
     return value
 
@@ -83,7 +86,7 @@ def round_numeric(value: Decimal, scale: int) -> Decimal:
 
 
 _FLOATS = {"infinity", "inf", "-infinity", "-inf", "+infinity", "+inf", "nan"}
-_FLOAT = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+_FLOAT = re.compile(r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$")
 
 
 def read_float(text: str, kind: str) -> float:
@@ -112,12 +115,12 @@ def read_boolean(text: str) -> bool:
     raise invalid("boolean", text)
 
 
-_DATE = re.compile(r"^(\d{4,6})-(\d{1,2})-(\d{1,2})$|^(\d{4})(\d{2})(\d{2})$")
-_TIME = re.compile(r"^(\d{1,2}):(\d{2})(?::(\d{2})(?:\.(\d+))?)?$")
+_DATE = re.compile(r"^([0-9]{4,6})-([0-9]{1,2})-([0-9]{1,2})$|^([0-9]{4})([0-9]{2})([0-9]{2})$")
+_TIME = re.compile(r"^([0-9]{1,2}):([0-9]{2})(?::([0-9]{2})(?:\.([0-9]+))?)?$")
 _STAMP = re.compile(
-    r"^(?P<date>\d{4,6}-\d{1,2}-\d{1,2}|\d{8})"
-    r"(?:[T ]\s*(?P<time>\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?))?"
-    r"\s*(?P<zone>Z|UTC|GMT|[+-]\d{1,2}(?::?\d{2})?(?::\d{2})?)?$",
+    r"^(?P<date>[0-9]{4,6}-[0-9]{1,2}-[0-9]{1,2}|[0-9]{8})"
+    r"(?:[T ]\s*(?P<time>[0-9]{1,2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?))?"
+    r"\s*(?P<zone>Z|UTC|GMT|[+-][0-9]{1,2}(?::?[0-9]{2})?(?::[0-9]{2})?)?$",
     re.IGNORECASE,
 )
 
@@ -208,10 +211,10 @@ _UNIT_NAMES = {unit: unit for unit in _UNITS} | {
     "centurie": "century", "mil": "millennium", "millennia": "millennium", "millenniums": "millennium",
 }  # fmt: skip
 _INTERVAL_PART = re.compile(
-    r"\s*(?:(?P<clock>[+-]?\d+:\d{1,2}(?::\d{1,2}(?:\.\d+)?)?)"
-    r"|(?P<amount>[+-]?(?:\d+\.?\d*|\.\d+))\s*(?P<unit>[a-zA-Z]+)?)\s*"
+    r"\s*(?:(?P<clock>[+-]?[0-9]+:[0-9]{1,2}(?::[0-9]{1,2}(?:\.[0-9]+)?)?)"
+    r"|(?P<amount>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))\s*(?P<unit>[a-zA-Z]+)?)\s*"
 )
-_ISO_PART = re.compile(r"([+-]?\d+(?:\.\d+)?)([YMWDHS])")
+_ISO_PART = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?)([YMWDHS])")
 
 
 def interval_unit(name: str) -> str | None:
@@ -281,7 +284,13 @@ def _whole(months: Decimal, days: Decimal, micros: Decimal, negative: bool) -> I
     whole_days = int(days)
     micros += (days - whole_days) * DAY_US
     sign = -1 if negative else 1
+    if max(abs(whole_months), abs(whole_days)) >= 2**31 or abs(micros) >= 2**63 // 1000:
+        raise DataError("interval out of range", sqlstate="22008")
     return Interval(sign * whole_months, sign * whole_days, sign * round(micros))
+
+
+_JSON_DIGITS_MAX = 16_383
+"""Digits before or after the point of a number in JSON."""
 
 
 def read_uuid(text: str) -> str:
@@ -323,6 +332,8 @@ def write_json(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(write_json, value)) + "]"
     if isinstance(value, Decimal):
+        if abs(value.adjusted()) > _JSON_DIGITS_MAX:  # a few characters must not become gigabytes
+            raise DataError("value overflows numeric format", sqlstate="22003")
         return f"{value:f}"
     return json.dumps(value)
 
