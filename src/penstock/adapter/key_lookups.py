@@ -7,6 +7,7 @@ many, never too few, and where anything is unclear there is no answer.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -70,22 +71,11 @@ class Lookup:
             values = [wanted[field.name].array(field.type) for field in schema]
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OverflowError):
             return None  # the constant needs the planner's understanding of it
-        if len(values) == 1:
-            return (
-                pa.RecordBatch.from_arrays([values[0].slice(0, KEYS_MAX)], schema=schema) if self._few(values) else None
-            )
-        if not self._few(values):
+        if math.prod(map(len, values)) > KEYS_MAX:
             return None
         combined = list(itertools.product(*(range(len(array)) for array in values)))
         arrays = [array.take(pa.array([row[i] for row in combined], pa.int64())) for i, array in enumerate(values)]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-    @staticmethod
-    def _few(values: Sequence[pa.Array]) -> bool:
-        count = 1
-        for array in values:
-            count *= len(array)
-        return count <= KEYS_MAX
 
     def _wanted(self) -> dict[str, _Values]:
         """Per column, as the statement writes its name, the constants that it must equal one of."""
