@@ -24,7 +24,7 @@ from penstock.persist import (
     new_shard_id,
 )
 from penstock.persist.txn import TxnsListen, TxnsReader, TxnsReadHandle, TxnsWriter
-from penstock.runtime import Timestamp, Updates
+from penstock.runtime import Clock, SystemClock, Timestamp, Updates
 
 SCHEMA = pa.schema([("k", pa.int64()), ("v", pa.string())])
 FAST = PersistConfig(poll_min_ms=1, poll_max_ms=5)
@@ -46,16 +46,18 @@ class Cluster:
         consensus: Consensus | None = None,
         config: PersistConfig = FAST,
         pubsub: PubSub | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.blob: Blob = blob if blob is not None else MemBlob()
         self.consensus: Consensus = consensus if consensus is not None else MemConsensus()
         self.config = config
         self.pubsub = pubsub
+        self.clock = clock or SystemClock()
         self.txns = new_shard_id()
         self._closing: list[Callable[[], Any]] = []
 
     def client(self) -> PersistClient:
-        client = PersistClient(self.blob, self.consensus, config=self.config, pubsub=self.pubsub)
+        client = PersistClient(self.blob, self.consensus, clock=self.clock, config=self.config, pubsub=self.pubsub)
         self._closing.append(client.close)
         return client
 

@@ -85,7 +85,7 @@ class TxnsListen:
             elif self._log.progress > self._frontier:
                 return self._next_direct()
             else:
-                await self._log.wait_past(Timestamp(self._frontier))
+                await self._log.wait_for_progress(self, self._frontier)
 
     async def aclose(self) -> None:
         """End the listen and release what it holds. May be called twice."""
