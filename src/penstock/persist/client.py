@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -20,7 +19,7 @@ from penstock.persist.shard import Shard
 from penstock.persist.since import SinceHandle
 from penstock.persist.store import Blob, Consensus, ShardId
 from penstock.persist.write import WriteHandle
-from penstock.runtime import Clock, SystemClock, TaskOwner
+from penstock.runtime import Clock, SystemClock, TaskOwner, random_uuid
 
 _HEARTBEATS_PER_LEASE = 4
 
@@ -62,7 +61,7 @@ class PersistClient:
         shared = await self._open(shard)
         theirs = await shared.commit(lambda state, _: commands.register_schema(state, encode_schema(schema)))
         _check_schema(shard, theirs, schema, purpose)
-        handle = WriteHandle(shared, f"w{uuid.uuid4()}", schema)
+        handle = WriteHandle(shared, f"w{random_uuid()}", schema)
         self._writers = {key: writer for key, writer in self._writers.items() if not writer.expired}
         self._writers[handle.writer_id] = handle
         return handle
@@ -70,7 +69,7 @@ class PersistClient:
     async def open_reader(self, shard: ShardId, schema: pa.Schema, *, purpose: str) -> ReadHandle:
         """A leased reader: nothing at or after its `since` is compacted away while it lives."""
         shared = await self._open(shard)
-        reader_id = f"r{uuid.uuid4()}"
+        reader_id = f"r{random_uuid()}"
         encoded = encode_schema(schema)
         if shared.state.schema is not None:
             _check_schema(shard, shared.state.schema, schema, purpose)

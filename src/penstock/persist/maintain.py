@@ -8,7 +8,6 @@ it contains.
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
@@ -24,7 +23,7 @@ from penstock.persist.retry import patiently
 from penstock.persist.shard import Shard
 from penstock.persist.state import LinkedBatch, Rollup, State, decode_diff, decode_rollup, encode_rollup
 from penstock.persist.store import SeqNo
-from penstock.runtime import Determinate, ExternalError
+from penstock.runtime import Determinate, ExternalError, random_uuid
 
 _log = structlog.get_logger("penstock.persist")
 
@@ -133,7 +132,7 @@ def _count(step: str, outcome: Applied) -> None:
 async def roll_up(shard: Shard, state: State) -> Applied:
     """Store `state` as a blob and list it."""
     data = await shard.parts.run(lambda: encode_rollup(state))
-    rollup = Rollup(f"v{state.seqno}/r{uuid.uuid4()}", len(data))
+    rollup = Rollup(f"v{state.seqno}/r{random_uuid()}", len(data))
     await _patiently(shard, lambda: shard.parts.blob.set(f"{shard.id}/{rollup.key}", data), "write a rollup")
     outcome = Applied.NO
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
@@ -18,7 +17,7 @@ from penstock.persist.parts import PartDamaged, buffer_bytes, decode_inline, dec
 from penstock.persist.retry import patiently
 from penstock.persist.state import HollowPart, LinkedBatch, Part
 from penstock.persist.store import Blob, ShardId
-from penstock.runtime import Clock, ExternalError, Updates
+from penstock.runtime import Clock, ExternalError, Updates, random_uuid
 
 T = TypeVar("T")
 
@@ -156,7 +155,7 @@ def new_part_name(now_ms: int, index: int) -> str:
     """``p<milliseconds><index>-<uuid>`` in fixed-width hex: sorts by age, which lets a sweep spare young
     parts.
     """
-    return f"p{now_ms:012x}{index:04x}-{uuid.uuid4().hex}"
+    return f"p{now_ms:012x}{index:04x}-{random_uuid().hex}"
 
 
 def part_time_ms(name: str) -> int | None:

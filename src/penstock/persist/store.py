@@ -8,11 +8,10 @@ above relies on that distinction.
 
 from __future__ import annotations
 
-import uuid
 from enum import Enum
 from typing import NamedTuple, NewType, Protocol
 
-from penstock.runtime import Determinate
+from penstock.runtime import Determinate, random_uuid
 
 ShardId = NewType("ShardId", str)
 """``s<uuid>``; also the shard's key in consensus and the first segment of its blob keys."""
@@ -29,7 +28,7 @@ SEQNO_END = 2**40
 
 def new_shard_id() -> ShardId:
     """A shard id that was never used."""
-    return ShardId(f"s{uuid.uuid4()}")
+    return ShardId(f"s{random_uuid()}")
 
 
 class Versioned(NamedTuple):

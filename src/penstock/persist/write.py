@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,17 @@ from penstock.persist.parts import encode_inline
 from penstock.persist.shard import Attempt, Shard
 from penstock.persist.state import HollowPart, Part, State
 from penstock.persist.store import ShardId
-from penstock.runtime import DONE, Determinate, ExternalError, Frontier, InternalError, PenstockError, Updates, conform
+from penstock.runtime import (
+    DONE,
+    Determinate,
+    ExternalError,
+    Frontier,
+    InternalError,
+    PenstockError,
+    Updates,
+    conform,
+    random_uuid,
+)
 
 _EXPIRE_TIMEOUT_S = 2.0
 
@@ -213,7 +222,7 @@ class WriteHandle:
                 raise InvalidUsage(f"append to {self.shard} at the empty interval [{expected}, {new})")
             upper = await self.fetch_recent_upper()
             return Appended(None) if upper == expected else Mismatch(upper)
-        token = uuid.uuid4().bytes
+        token = random_uuid().bytes
 
         def append(state: State, attempt: Attempt) -> Step[Appended | Mismatch]:
             return commands.append(

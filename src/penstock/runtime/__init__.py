@@ -19,6 +19,7 @@ from penstock.runtime.errors import (
 from penstock.runtime.frontier import DONE, MIN_TIME, Frontier, Timestamp, join, meet, step_back
 from penstock.runtime.hashing import hash_columns
 from penstock.runtime.ids import GlobalId
+from penstock.runtime.randomness import random_uuid, randomness, seeded
 from penstock.runtime.tasks import TaskOwner
 from penstock.runtime.updates import Updates, conform
 
@@ -44,5 +45,8 @@ __all__ = [
     "hash_columns",
     "join",
     "meet",
+    "random_uuid",
+    "randomness",
+    "seeded",
     "step_back",
 ]
