@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from penstock.adapter import Environment, EnvironmentConfig
-from penstock.adapter.session_api import Rows
+from penstock.adapter.session_api import Parameters, Rows
 from penstock.catalog import CatalogTransaction, Item
 from penstock.persist import ShardId
 from penstock.runtime import SqlError, Timestamp
@@ -43,7 +43,7 @@ async def sql(environment: Environment, *texts: str) -> list[tuple[object, ...]]
     try:
         for text in texts:
             for statement in await session.parse(text):
-                outcome = await session.execute(statement, [])
+                outcome = await session.execute(statement, Parameters())
                 if isinstance(outcome, Rows):
                     batches = [batch async for batch in outcome.batches]
                     rows = [tuple(row.values()) for batch in batches for row in batch.to_pylist()]

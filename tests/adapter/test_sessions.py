@@ -13,7 +13,7 @@ from penstock.adapter.group_commit import Delta
 from penstock.adapter.locks import TableLocks
 from penstock.adapter.planning import Planner
 from penstock.adapter.session import Session
-from penstock.adapter.session_api import Completed, Outcome
+from penstock.adapter.session_api import Completed, Outcome, Parameters
 from penstock.adapter.variables import SessionVariables
 from penstock.runtime import GlobalId, SqlError, SystemClock, TaskOwner
 
@@ -63,7 +63,7 @@ async def run_sql(session: Session, *texts: str) -> list[str]:
     for text in texts:
         try:
             for statement in await session.parse(text):
-                outcome = await session.execute(statement, [])
+                outcome = await session.execute(statement, Parameters())
                 tags.append(outcome.tag if isinstance(outcome, Completed) else str(outcome))
         except SqlError as error:
             session.fail()

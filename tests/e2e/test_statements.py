@@ -59,6 +59,57 @@ def test_plain_views_are_inlined_and_indexes_are_used(db: psycopg.Connection, na
     assert f"{name}_i" in plan
 
 
+def test_a_filter_on_a_view_is_not_taken_for_one_on_the_indexed_table_below(db: psycopg.Connection, name: str) -> None:
+    db.execute(f"CREATE TABLE {name} (id integer)")
+    db.execute(f"CREATE VIEW {name}_v AS SELECT id + 1 AS id FROM {name}")
+    db.execute(f"CREATE INDEX {name}_i ON {name} (id)")
+    db.execute(f"INSERT INTO {name} VALUES (4), (5)")
+    assert rows(db, f"SELECT * FROM {name} WHERE id = 5") == [(5,)]
+    assert rows(db, f"SELECT * FROM {name}_v WHERE id = 5") == [(5,)]
+    assert rows(db, f"SELECT * FROM {name}_v WHERE id = 4") == []
+    assert "key(s)" not in str(rows(db, f"EXPLAIN SELECT * FROM {name}_v WHERE id = 4"))
+
+
+@pytest.mark.parametrize(
+    ("condition", "parameters", "expected"),
+    [
+        ("k = 2", (), [2, 2]),
+        ("k IN (1, 2, 2, NULL)", (), [1, 2, 2]),
+        ("k = ANY(%s)", ([2, 2, None, 9],), [2, 2]),
+        ("k = ANY(%s)", ([],), []),
+        ("k = %s", (None,), []),
+        ("k = 2 AND v = 'b'", (), [2]),
+        ("k = 2 AND k = 1", (), []),
+        ("k = 2.5", (), []),
+        ("k = 2.0", (), [2, 2]),
+        ("k = %s", (2.0,), [2, 2]),
+        ("NOT k = 2", (), [1]),
+        ("k = 2 OR k = 1", (), [1, 2, 2]),
+        ("d = '2026-01-02'", (), [2, 2]),
+        ("d = %s", (dt.date(2026, 1, 2),), [2, 2]),
+        ("d = %s", (dt.datetime(2026, 1, 2, 10, 0),), []),
+        ("d = %s", (dt.datetime(2026, 1, 2, 0, 0),), [2, 2]),
+        ("v = 'a' AND k = 1", (), [1]),
+        ("v = ANY(%s) AND k = ANY(%s)", (["a", "b", "c"], [1, 2]), [1, 2, 2]),
+    ],
+)
+def test_rows_found_by_key_are_those_that_the_filter_means(
+    db: psycopg.Connection, name: str, condition: str, parameters: tuple[object, ...], expected: list[int]
+) -> None:
+    db.execute(f"CREATE TABLE {name} (d date, k integer, v text)")
+    for number, key in enumerate(["k", "d", "k, v"]):
+        db.execute(f"CREATE INDEX {name}_{number} ON {name} ({key})")
+    db.execute(
+        f"INSERT INTO {name} VALUES ('2026-01-01', 1, 'a'), ('2026-01-02', 2, 'b'), ('2026-01-02', 2, 'c'),"
+        " (NULL, NULL, NULL)"
+    )
+    found = rows(db, f"SELECT v, {name}.k, * FROM {name} WHERE {condition}", *parameters)
+    assert sorted(row[1] for row in found) == expected  # type: ignore[type-var]
+    assert all(row[0] == row[4] and row[1] == row[3] for row in found)
+    assert db.execute(f"DELETE FROM {name} WHERE {condition}", parameters).rowcount == len(expected)
+    assert rows(db, f"SELECT count(*) FROM {name}") == [(4 - len(expected),)]
+
+
 def test_types_come_back_as_they_went_in(db: psycopg.Connection, name: str) -> None:
     db.execute(
         f"CREATE TABLE {name} (b boolean, s smallint, i integer, l bigint, r real, d double precision, n numeric,"

@@ -10,7 +10,7 @@ import pyarrow as pa
 from sqlglot import exp
 
 import penstock
-from penstock.adapter import pg_catalog, value_rows
+from penstock.adapter import pg_catalog
 from penstock.adapter.dml_plans import cast
 from penstock.adapter.explanations import Explanations
 from penstock.adapter.group_commit import GroupCommitter
@@ -21,23 +21,23 @@ from penstock.adapter.oracle import TimestampOracle
 from penstock.adapter.planning import IndexedCatalog, Planner
 from penstock.adapter.reads import Reads
 from penstock.adapter.session import Session
-from penstock.adapter.session_api import CopyFormat, CopyOut, Outcome, Rows, StatementDescription
+from penstock.adapter.session_api import CopyFormat, CopyOut, Outcome, Parameters, Rows, StatementDescription
 from penstock.adapter.subscribe import subscribe_desc
 from penstock.adapter.subscriptions import Subscriptions
 from penstock.adapter.system_relations import system_relations
 from penstock.adapter.system_rows import SystemRows, system_items
+from penstock.adapter.value_rows import bound, declared_types
 from penstock.adapter.variables import SessionVariables, lookup
 from penstock.adapter.writes import Writes, copy_options
 from penstock.catalog import Catalog, CatalogFenced, CatalogTransaction, SessionCatalog
 from penstock.compute.query import execute
 from penstock.control import ComputeController, StorageController
 from penstock.runtime import Clock, GlobalId, SqlError, TaskOwner, Timestamp
-from penstock.sql import QueryPlan, SqlType, type_by_oid
+from penstock.sql import QueryPlan, SqlType
 from penstock.sql import Session as PlanSession
 from penstock.sql import statements as ast
 from penstock.sql.items import CatalogItem, ItemKind
 
-Parameters = Sequence[object | None]
 SESSIONS_MAX = 5_000
 MZ_VERSION = f"v{penstock.__version__} (Penstock)"
 VERSION = f"PostgreSQL 16.3 (Penstock {penstock.__version__})"
@@ -165,12 +165,9 @@ class Coordinator:
     def _schema_exists(self, session: Session, schema: str) -> bool:
         return self.catalog.state.schema_id(session.variables["database"], schema) is not None
 
-    def plan(
-        self, session: Session, tree: exp.Expression, parameters: Parameters, types: Sequence[SqlType | None] = ()
-    ) -> QueryPlan:
-        """The plan of a query with its parameters filled in."""
-        plan = self.planner.query(tree, self.view(session), types, self.plan_session(session))
-        return plan.bind([value_rows.parameter_text(value) for value in parameters])
+    def plan(self, session: Session, tree: exp.Expression, types: Sequence[SqlType | None] = ()) -> QueryPlan:
+        """The plan of a query."""
+        return self.planner.query(tree, self.view(session), types, self.plan_session(session))
 
     def cluster_of(self, session: Session) -> str:
         """The id of the session's cluster, which must have a replica. SqlError 42704, 55000."""
@@ -213,7 +210,7 @@ class Coordinator:
 
     async def timestamp_of(self, session: Session, expression: exp.Expression) -> Timestamp:
         """The time that the expression of AS OF or UP TO means: a constant, in milliseconds or as a timestamp."""
-        plan = self.plan(session, exp.select(expression.copy()), [])
+        plan = self.plan(session, exp.select(expression.copy()))
         if plan.inputs:
             raise SqlError("AS OF takes a constant", sqlstate="0A000")
         now = self.oracle.read_ts()
@@ -236,7 +233,7 @@ class Coordinator:
         values: list[object | None] = []
         for argument, kind in zip(statement.arguments, types, strict=True):
             tree = exp.select(exp.Cast(this=cast(argument, kind), to=exp.DataType.build("text")))
-            plan = self.plan(session, tree, [])
+            plan = self.plan(session, tree)
             if plan.inputs:
                 raise SqlError("cannot use subquery in EXECUTE parameter", sqlstate="0A000")
             (batch,) = list(execute(plan.datafusion_sql, {}, Timestamp(0), schema=plan.desc.arrow, partitions=1))
@@ -246,9 +243,10 @@ class Coordinator:
     def subscribe_plan(self, session: Session, statement: ast.Subscribe, parameters: Parameters) -> QueryPlan:
         """The plan of what a SUBSCRIBE follows."""
         if statement.query is not None:
-            return self.plan(session, statement.query.tree, parameters)
+            plan = self.plan(session, statement.query.tree, declared_types(parameters.types))
+            return bound(plan, parameters)
         assert statement.name is not None
-        return self.plan(session, self.table_tree(session, statement.name), [])
+        return self.plan(session, self.table_tree(session, statement.name))
 
     def table_tree(self, session: Session, name: ast.Name) -> exp.Expression:
         """``SELECT * FROM name``."""
@@ -276,7 +274,7 @@ class Coordinator:
         self, session: Session, statement: ast.Statement, parameter_types: Sequence[int]
     ) -> StatementDescription:
         """Parameters and columns of a statement, without running it."""
-        given = [type_by_oid(oid) if oid else None for oid in parameter_types]
+        given = declared_types(parameter_types)
         if isinstance(statement, ast.CopyTo | ast.Declare | ast.Prepare):
             inner = statement.source if isinstance(statement, ast.CopyTo) else statement.statement
             return StatementDescription((await self.describe(session, inner, parameter_types)).parameters, None)
@@ -284,14 +282,14 @@ class Coordinator:
             if pg_catalog.is_catalog_query(statement.tree):
                 kinds, desc = pg_catalog.describe(statement.tree, self._snapshot(session), parameter_types)
                 return StatementDescription(kinds, desc)
-            plan = self.planner.query(statement.tree, self.view(session), given, self.plan_session(session))
+            plan = self.plan(session, statement.tree, given)
             return StatementDescription(plan.parameters, plan.desc)
         if isinstance(statement, ast.Subscribe):
             tree = statement.query.tree if statement.query is not None else None
             if tree is None:
                 assert statement.name is not None
                 tree = self.table_tree(session, statement.name)
-            plan = self.planner.query(tree, self.view(session), given, self.plan_session(session))
+            plan = self.plan(session, tree, given)
             return StatementDescription(plan.parameters, subscribe_desc(plan.desc, progress=statement.progress))
         if isinstance(statement, ast.Insert | ast.Update | ast.Delete):
             return StatementDescription(*self.writes.describe(session, statement, given))

@@ -69,7 +69,7 @@ class Explanations:
         if not isinstance(query, ast.Query):
             plan = planner.view_query(self._c.plain_view(session), query.query.tree)
             return explain(planner.rel(state, plan)).splitlines()
-        plan = self._c.plan(session, query.tree, [])
+        plan = self._c.plan(session, query.tree)
         user = [id_ for id_ in plan.inputs.values() if not is_system(id_)]
         try:
             lines = explain(planner.rel(state, plan)).splitlines() if user else ["Constant or system relations"]
@@ -78,16 +78,16 @@ class Explanations:
                 raise
             lines = [f"One-off query ({error.message})"]
         sources = self._c.reads.sources(session, user)
-        return [*lines, *self._reads(sources.values(), query)]
+        return [*lines, *self._reads(sources.values(), Lookup.of_query(plan, query.tree, ()))]
 
-    def _reads(self, sources: Iterable[Source], query: ast.Query) -> list[str]:
+    def _reads(self, sources: Iterable[Source], lookup: Lookup | None) -> list[str]:
         lines = []
         for source in sources:
             name = ".".join(source.item.name)
             if source.index is None:
                 lines.append(f"Source {name} ({source.item.id}): read from its shard")
                 continue
-            keys = self._c.reads.keys(source, Lookup.of_query(query.tree, ()))
+            keys = self._c.reads.keys(source, lookup)
             how = f"lookup of {keys.num_rows} key(s)" if keys is not None else "full scan"
             lines.append(f"Source {name} ({source.item.id}): index {source.index.name[2]}, {how}")
         return lines
@@ -95,7 +95,7 @@ class Explanations:
     async def _timestamp(self, session: Session, statement: ast.Explain) -> list[str]:
         if not isinstance(statement.query, ast.Query):
             raise SqlError("EXPLAIN TIMESTAMP takes a query", sqlstate="42601")
-        plan = self._c.plan(session, statement.query.tree, [])
+        plan = self._c.plan(session, statement.query.tree)
         sources = self._c.reads.sources(session, [id_ for id_ in plan.inputs.values() if not is_system(id_)])
         when = await self._c.reads.when(session, statement.query.as_of)
         choice, holds = await self._c.reads.choose(session, sources, when)

@@ -1,19 +1,24 @@
 """Which keys of an index a statement can be interested in, where its WHERE clause fixes them.
 
-Only a narrowing: the query runs with its whole filter over the rows that were found. So the answer may name keys too
-many, never too few, and where anything is unclear there is no answer.
+A narrowing at least: where the query runs with its whole filter over the rows that were found, the answer may name
+keys too many, never too few, and where anything is unclear there is no answer. Where the keys say all that the filter
+says and the statement asks for nothing but columns, the rows found under them are the result (`Lookup.rows_of`), and
+no query need be planned or run over them.
 """
 
 from __future__ import annotations
 
-import itertools
+import datetime as dt
+import decimal
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 from sqlglot import exp
 
+from penstock.sql import QueryPlan
 from penstock.sql import statements as ast
 from penstock.sql.items import CatalogItem
 
@@ -22,22 +27,31 @@ _EXACT_TYPES = frozenset(
     ["smallint", "integer", "bigint", "uint2", "uint4", "uint8", "numeric", "date", "text", "character varying"]
 )
 """Types of which a value has one spelling as far as Arrow reads it: ``'A0EE…'::uuid`` equals its lower-case form."""
+_ROW_BY_ROW = frozenset(["expressions", "from", "from_", "where"])
+"""The clauses of a SELECT that answers for each row by itself."""
 
 
 @dataclass(frozen=True)
 class Lookup:
     """A condition on the rows of the one relation that a statement reads, which it calls `alias`.
 
-    `parameters`: the values of $1, $2, ... as the client sent them, None for NULL.
+    `parameters`: the values of $1, $2, ... as the client sent them, None for NULL. `selected`: what the statement
+    takes of each row that meets the condition, None where it does more with them than that.
     """
 
     alias: str
     condition: exp.Expression
     parameters: Sequence[object | None] = ()
+    selected: tuple[exp.Expression, ...] | None = None
 
     @staticmethod
-    def of_query(tree: exp.Expression, parameters: Sequence[object | None]) -> Lookup | None:
-        """Of ``SELECT ... FROM item WHERE ...``; None for anything that reads more than one relation, or all of it."""
+    def of_query(plan: QueryPlan, tree: exp.Expression, parameters: Sequence[object | None]) -> Lookup | None:
+        """Of ``SELECT ... FROM item WHERE ...``; None for anything that reads more than one relation, or all of it.
+
+        `plan` is the plan of `tree`.
+        """
+        if plan.uses != set(plan.inputs.values()):
+            return None  # it names a view, whose columns are not those of what it reads
         if not isinstance(tree, exp.Select) or tree.args.get("joins"):
             return None
         source = tree.args.get("from_") or tree.args.get("from")
@@ -46,7 +60,9 @@ class Lookup:
             return None
         if tree.find(exp.Subquery, exp.With, exp.SetOperation):
             return None
-        return Lookup(source.this.alias_or_name.lower(), where.this, parameters)
+        given = {name for name, value in tree.args.items() if value}
+        selected = tuple(tree.expressions) if given <= _ROW_BY_ROW else None
+        return Lookup(source.this.alias_or_name.lower(), where.this, parameters, selected)
 
     @staticmethod
     def of_change(statement: ast.Update | ast.Delete, parameters: Sequence[object | None]) -> Lookup | None:
@@ -57,7 +73,33 @@ class Lookup:
         values = [a.expression for a in statement.assignments] if isinstance(statement, ast.Update) else []
         if any(tree is not None and tree.find(exp.Query) for tree in (where, *values)):
             return None
-        return Lookup((statement.alias or statement.table.last).lower(), where, parameters)
+        selected = (exp.Star(),) if isinstance(statement, ast.Delete) else None
+        return Lookup((statement.alias or statement.table.last).lower(), where, parameters, selected)
+
+    def rows_of(self, item: CatalogItem, key: Sequence[int]) -> list[int] | None:
+        """Positions of the columns of `item` that the statement answers with, for just the rows under `keys`.
+
+        None where the condition says more than `keys` do, or the statement computes something.
+        """
+        assert item.desc is not None
+        if self.selected is None:
+            return None
+        fixed = [self._fixed(term)[0] for term in _conjuncts(self.condition)]
+        names = [self._name(column) for column in fixed if column is not None and self._mine(column)]
+        if len(names) != len(fixed) or sorted(names) != sorted(item.desc.columns[i].name for i in key):
+            return None
+        positions: list[int] = []
+        for term in self.selected:
+            if isinstance(term, exp.Star) and not any(term.args.values()):
+                positions += range(len(item.desc.columns))
+                continue
+            if not isinstance(term, exp.Column) or not self._mine(term):
+                return None
+            position = item.desc.index_of(self._name(term))
+            if position is None:
+                return None
+            positions.append(position)
+        return positions
 
     def keys(self, item: CatalogItem, key: Sequence[int]) -> pa.RecordBatch | None:
         """The keys (columns `key` of `item`) that rows of `item` must have to matter; None: any."""
@@ -73,8 +115,8 @@ class Lookup:
             return None  # the constant needs the planner's understanding of it
         if math.prod(map(len, values)) > KEYS_MAX:
             return None
-        combined = list(itertools.product(*(range(len(array)) for array in values)))
-        arrays = [array.take(pa.array([row[i] for row in combined], pa.int64())) for i, array in enumerate(values)]
+        combined = np.indices([len(array) for array in values]).reshape(len(values), -1)
+        arrays = [array.take(pa.array(places)) for array, places in zip(values, combined, strict=True)]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def _wanted(self) -> dict[str, _Values]:
@@ -82,11 +124,16 @@ class Lookup:
         found: dict[str, _Values] = {}
         for term in _conjuncts(self.condition):
             column, values = self._fixed(term)
-            if column is None or (column.table and column.table.lower() != self.alias):
-                continue
-            name = column.name if column.this.args.get("quoted") else column.name.lower()
-            found.setdefault(name, values)
+            if column is not None and self._mine(column):
+                found.setdefault(self._name(column), values)
         return found
+
+    def _mine(self, column: exp.Column) -> bool:
+        return not column.table or column.table.lower() == self.alias
+
+    @staticmethod
+    def _name(column: exp.Column) -> str:
+        return str(column.name if column.this.args.get("quoted") else column.name.lower())
 
     def _fixed(self, term: exp.Expression) -> tuple[exp.Column | None, _Values]:
         if isinstance(term, exp.EQ):
@@ -150,10 +197,25 @@ class _Values:
     objects: list[object] = field(default_factory=list)
 
     def array(self, kind: pa.DataType) -> pa.Array:
-        """The distinct values as an array of `kind`. Raises Arrow's errors for what is none."""
+        """The distinct values as an array of `kind`. Raises Arrow's errors for what is none.
+
+        Values of another type are compared by that type's rules (a date with a time of day, an integer as a float):
+        that is the planner's affair.
+        """
         if self.texts:
-            return pa.array(list(dict.fromkeys(self.texts)), pa.string()).cast(kind)
+            return pa.array(list(dict.fromkeys(self.texts)), pa.string()).cast(kind).unique()
+        if not {type(value) for value in self.objects} <= _own_types(kind):
+            raise pa.ArrowTypeError(f"the constants are no {kind}")
         return pa.array(list(dict.fromkeys(self.objects)), kind)
+
+
+def _own_types(kind: pa.DataType) -> frozenset[type]:
+    """The Python types whose values are values of `kind`, one of the types in `_EXACT_TYPES`."""
+    if pa.types.is_integer(kind):
+        return frozenset([int])
+    if pa.types.is_decimal(kind):
+        return frozenset([int, decimal.Decimal])
+    return frozenset([dt.date]) if pa.types.is_date(kind) else frozenset([str])
 
 
 def _conjuncts(term: exp.Expression) -> list[exp.Expression]:

@@ -8,7 +8,7 @@ own: the index answers for them.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -75,7 +75,7 @@ class Planner:
 
     def __init__(self) -> None:
         self._parsed: Cache[Sequence[ast.Statement]] = Cache()
-        self._plans: Cache[tuple[exp.Expression, QueryPlan]] = Cache()
+        self._plans: Cache[tuple[object, QueryPlan]] = Cache()
         self._rels: Cache[tuple[Rel, list[GlobalId]]] = Cache()
 
     def parse(self, text: str) -> Sequence[ast.Statement]:
@@ -96,16 +96,28 @@ class Planner:
         session: PlanSession,
     ) -> QueryPlan:
         """The plan of a query of a session; kept for the next time where nothing of the session is folded in."""
-        key = (id(tree), catalog.key, tuple(parameter_types))
+        return self.kept(
+            tree, catalog, parameter_types, lambda: plan_query(tree, catalog, parameter_types, session=session)
+        )
+
+    def kept(
+        self,
+        statement: object,
+        catalog: IndexedCatalog,
+        parameter_types: Sequence[SqlType | None],
+        plan: Callable[[], QueryPlan],
+    ) -> QueryPlan:
+        """What `plan` once made of `statement`, which is known again by its identity, or what it makes of it now."""
+        key = (id(statement), catalog.key, tuple(parameter_types))
         found = self._plans.get(key)
         if found is not None:
-            kept, known = found
-            if kept is tree:  # the entry keeps its tree alive, so an equal id is the same tree
+            one, known = found
+            if one is statement:  # the entry keeps its statement alive, so an equal id is the same statement
                 return known
-        plan = plan_query(tree, catalog, parameter_types, session=session)
-        if not plan.session_dependent and not plan.volatile:
-            self._plans.put(key, (tree, plan))
-        return plan
+        made = plan()
+        if not made.session_dependent and not made.volatile:
+            self._plans.put(key, (statement, made))
+        return made
 
     def view_query(self, catalog: SessionCatalog, tree: exp.Expression) -> QueryPlan:
         """The plan of a view's query. SqlError 0A000 for what a view may not contain."""

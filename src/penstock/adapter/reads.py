@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from penstock.adapter.key_lookups import Lookup
-from penstock.adapter.session_api import Rows
+from penstock.adapter.session_api import Parameters, Rows
 from penstock.adapter.system_rows import is_system
 from penstock.adapter.timestamps import (
     FRESHEST_TABLE_WRITE,
@@ -30,6 +30,7 @@ from penstock.adapter.timestamps import (
     WhenKind,
     choose_timestamp,
 )
+from penstock.adapter.value_rows import bound, declared_types
 from penstock.compute.query import execute
 from penstock.control import ClusterId, Constant, Frontiers, IndexRead, Peek, PeekInput, ReadHold, ShardRead, SinceError
 from penstock.persist import ShardId
@@ -62,41 +63,49 @@ class Reads:
     def __init__(self, coordinator: Coordinator) -> None:
         self._c = coordinator
 
-    async def query(self, session: Session, statement: ast.Query, parameters: Sequence[object | None]) -> Rows:
+    async def query(self, session: Session, statement: ast.Query, parameters: Parameters) -> Rows:
         """The answer to a query. Its batches release what they hold when they end or are closed."""
-        plan = self._c.plan(session, statement.tree, parameters)
+        plan = self._c.plan(session, statement.tree, declared_types(parameters.types))
         when = await self.when(session, statement.as_of)
-        lookup = Lookup.of_query(statement.tree, parameters)
-        return Rows(plan.desc, await self.answer(session, plan, when, lookup))
+        lookup = Lookup.of_query(plan, statement.tree, parameters)
+        return Rows(plan.desc, await self.answer(session, plan, parameters, when, lookup))
 
     async def answer(
-        self, session: Session, plan: QueryPlan, when: When, lookup: Lookup | None = None
+        self,
+        session: Session,
+        plan: QueryPlan,
+        parameters: Parameters,
+        when: When,
+        lookup: Lookup | None = None,
     ) -> AsyncGenerator[pa.RecordBatch, None]:
-        """The rows of `plan`, conformed to its columns. `lookup`: what may fix keys of an index."""
+        """The rows of `plan` with `parameters`, conformed to its columns. `lookup`: what may fix keys of an index."""
+        plan.check_count(len(parameters))
         transaction = session.open_transaction()
         user = {name: id_ for name, id_ in plan.inputs.items() if not is_system(id_)}
         if not user and not plan.temporal and when.timestamp is None:
-            return self._here(session, plan, Timestamp(0))
+            return self._here(session, bound(plan, parameters), Timestamp(0))
         if when is not FRESHEST_TABLE_WRITE:
             await session.flush_implicit()
             transaction.begin_read()
         sources = self.sources(session, user.values())
+        cluster = self._c.cluster_of(session) if user else None
+        by_key = self._rows_by_key(plan, sources, lookup)
+        if by_key is None:
+            plan = bound(plan, parameters)
         choice, holds = await self.choose(session, sources, when)
         session.seen = max(session.seen, choice.timestamp)
-        if not user:
+        if cluster is None:
             for hold in holds:
                 hold.release()
             await self._c.oracle.wait_until_read(choice.timestamp)
             return self._here(session, plan, choice.timestamp)
-        inputs: dict[str, PeekInput] = {}
-        for name, id_ in plan.inputs.items():
-            if is_system(id_):
-                inputs[name] = Constant(_ipc(self._c.system.table(session, id_)))
-            else:
-                inputs[name] = self._input(sources[id_], lookup)
-        cluster = ClusterId(self._c.cluster_of(session))
-        peek = Peek(choice.timestamp, plan.datafusion_sql, inputs, session.variables.max_result_bytes)
-        return self._peek(session, cluster, peek, holds, plan.desc.arrow, choice.timestamp)
+        if by_key is not None:
+            query, (inputs, columns) = None, by_key
+        else:
+            query, columns = plan.datafusion_sql, None
+            inputs = {name: self._input(session, id_, sources, lookup) for name, id_ in plan.inputs.items()}
+        peek = Peek(choice.timestamp, query, inputs, session.variables.max_result_bytes)
+        return self._peek(session, ClusterId(cluster), peek, holds, plan.desc.arrow, choice.timestamp, columns)
 
     def sources(self, session: Session, ids: Collection[GlobalId]) -> dict[GlobalId, Source]:
         """How the session's cluster reads each of `ids`."""
@@ -214,7 +223,26 @@ class Reads:
             return None
         return lookup.keys(source.item, self._c.catalog.state.index_key(source.index.id))
 
-    def _input(self, source: Source, lookup: Lookup | None) -> PeekInput:
+    def _rows_by_key(
+        self, plan: QueryPlan, sources: Mapping[GlobalId, Source], lookup: Lookup | None
+    ) -> tuple[dict[str, PeekInput], list[int]] | None:
+        """Where the rows under some keys of an index are the answer: what to read, and the columns to take of it."""
+        if len(plan.inputs) != 1 or len(sources) != 1 or lookup is None:
+            return None
+        ((name, id_),) = plan.inputs.items()
+        source = sources[id_]
+        keys = self.keys(source, lookup)
+        if keys is None or source.index is None:
+            return None
+        columns = lookup.rows_of(source.item, self._c.catalog.state.index_key(source.index.id))
+        return None if columns is None else ({name: IndexRead(source.index.id, keys)}, columns)
+
+    def _input(
+        self, session: Session, id_: GlobalId, sources: Mapping[GlobalId, Source], lookup: Lookup | None
+    ) -> PeekInput:
+        if is_system(id_):
+            return Constant(_ipc(self._c.system.table(session, id_)))
+        source = sources[id_]
         item = source.item
         assert item.desc is not None
         if source.index is not None:
@@ -229,14 +257,16 @@ class Reads:
         holds: Sequence[ReadHold],
         schema: pa.Schema,
         timestamp: Timestamp,
+        columns: list[int] | None = None,
     ) -> AsyncGenerator[pa.RecordBatch, None]:
+        """The answer of the cluster; of its columns only `columns`, where they are given."""
         async with aclosing(self._c.compute.peek(cluster, peek, holds)) as batches:
             first = True
             async for batch in batches:
                 if first and session.variables.isolation is Isolation.STRICT_SERIALIZABLE:
                     await self._c.oracle.wait_until_read(timestamp)
                 first = False
-                yield conform(batch, schema)
+                yield conform(batch if columns is None else batch.select(columns), schema)
 
     async def _here(self, session: Session, plan: QueryPlan, mz_now: Timestamp) -> AsyncGenerator[pa.RecordBatch, None]:
         """Answered in this process: nothing of it is stored."""

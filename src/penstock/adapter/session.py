@@ -22,6 +22,7 @@ from penstock.adapter.session_api import (
     CopyOut,
     Notice,
     Outcome,
+    Parameters,
     Rows,
     StatementDescription,
     TransactionStatus,
@@ -93,7 +94,7 @@ class Session:
             return StatementDescription([], self._cursor(statement.name).desc)
         return await self.coordinator.describe(self, statement, parameter_types)
 
-    async def execute(self, statement: ast.Statement, parameters: Sequence[object | None]) -> Outcome:
+    async def execute(self, statement: ast.Statement, parameters: Parameters) -> Outcome:
         self._busy()
         transaction = self.open_transaction()
         if self._ended is not None:
@@ -230,7 +231,7 @@ class Session:
 
     # -- dispatch ------------------------------------------------------------------------------------------------
 
-    async def _dispatch(self, statement: ast.Statement, parameters: Sequence[object | None]) -> Outcome:
+    async def _dispatch(self, statement: ast.Statement, parameters: Parameters) -> Outcome:
         own = _OWN.get(type(statement))
         if own is not None:
             outcome = own(self, statement)
@@ -291,7 +292,8 @@ class Session:
 
     async def _execute_prepared(self, statement: ast.Execute) -> Outcome:
         prepared = self._prepared_statement(statement.name)
-        described = await self.describe(prepared.statement, [kind.oid for kind in prepared.types])
+        types = [kind.oid for kind in prepared.types]
+        described = await self.describe(prepared.statement, types)
         expected, given = len(described.parameters), len(statement.arguments)
         if expected != given:
             raise SqlError(
@@ -300,7 +302,7 @@ class Session:
                 detail=f"Expected {expected} parameters but got {given}.",
             )
         values = await self.coordinator.evaluate_arguments(self, statement, described.parameters)
-        return await self._dispatch(prepared.statement, values)
+        return await self._dispatch(prepared.statement, Parameters(values, types))
 
     async def _discard(self, statement: ast.Discard) -> Outcome:
         if statement.target is ast.DiscardTarget.ALL:
@@ -311,7 +313,7 @@ class Session:
 
     # -- cursors -------------------------------------------------------------------------------------------------
 
-    async def _declare(self, statement: ast.Declare, parameters: Sequence[object | None]) -> Outcome:
+    async def _declare(self, statement: ast.Declare, parameters: Parameters) -> Outcome:
         transaction = self.open_transaction()
         if not transaction.explicit:
             raise SqlError("DECLARE CURSOR can only be used in transaction blocks", sqlstate="25P01")

@@ -23,13 +23,15 @@ Contract, with the reason for each clause:
 Parameters of `Session.execute` are plain Python values by type: bool, int (all integers, oid,
 mz_timestamp), float, `decimal.Decimal` (may be NaN), str (text, varchar, char, jsonb as its text), bytes,
 `datetime.date`, `time`, `datetime` (aware, UTC, for timestamptz; naive for timestamp), `pa.MonthDayNano`
-for interval, `uuid.UUID`, and lists of these (nested for more dimensions, None for NULL) for arrays.
+for interval, `uuid.UUID`, and lists of these (nested for more dimensions, None for NULL) for arrays. They come with
+the types that the client declared for them (`Parameters`): a statement is carried out by the plan that it was
+described by.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -58,6 +60,17 @@ class Notice:
     sqlstate: str = "00000"
     detail: str | None = None
     hint: str | None = None
+
+
+class Parameters(tuple[object | None, ...]):
+    """The values of $1, $2, ... and `types`, the OIDs that the client declared: 0 or missing where it left them open."""
+
+    types: tuple[int, ...]
+
+    def __new__(cls, values: Iterable[object | None] = (), types: Iterable[int] = ()) -> Parameters:
+        made = super().__new__(cls, values)
+        made.types = tuple(types)
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +194,7 @@ class Session(Protocol):
         """Types of parameters and result. `parameter_types`: the client's OIDs, 0 or missing where open."""
         ...
 
-    async def execute(self, statement: Any, parameters: Sequence[object | None]) -> Outcome:
+    async def execute(self, statement: Any, parameters: Parameters) -> Outcome:
         """Start a statement. `parameters`: one value per parameter that `describe` named, of its type."""
         ...
 

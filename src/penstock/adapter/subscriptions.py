@@ -6,14 +6,14 @@ A subscription ends with its client, its UP TO, an error in its data, or the dro
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from penstock.adapter.dataflows import DataflowBuilder
-from penstock.adapter.session_api import Rows
+from penstock.adapter.session_api import Parameters, Rows
 from penstock.adapter.subscribe import subscribe_desc, subscribe_rows
 from penstock.adapter.system_rows import is_system
 from penstock.compute import IndexImport
@@ -46,7 +46,7 @@ class Subscriptions:
         self._numbers = itertools.count(1)
         self.running: dict[GlobalId, Running] = {}
 
-    async def subscribe(self, session: Session, statement: ast.Subscribe, parameters: Sequence[object | None]) -> Rows:
+    async def subscribe(self, session: Session, statement: ast.Subscribe, parameters: Parameters) -> Rows:
         """Start a subscription; its rows come as they happen, until the generator is closed."""
         await session.flush_implicit()
         plan = self._c.subscribe_plan(session, statement, parameters)

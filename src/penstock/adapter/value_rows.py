@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from penstock.adapter.dml_plans import target_columns
 from penstock.runtime import DataError, SqlError
-from penstock.sql import KERNELS, SqlType
+from penstock.sql import KERNELS, QueryPlan, SqlType, type_by_oid
 from penstock.sql import statements as ast
 from penstock.sql.casts import family
 from penstock.sql.items import CatalogItem
@@ -166,6 +166,16 @@ def _sized(kind: SqlType, array: pa.Array) -> pa.Array:
     if kind.name != "character":
         return checked
     return pa.array([None if text is None else text.ljust(kind.length) for text in checked.to_pylist()], pa.string())
+
+
+def declared_types(oids: Sequence[int]) -> list[SqlType | None]:
+    """The types that a client declared for its parameters, None where it left them open."""
+    return [type_by_oid(oid) if oid else None for oid in oids]
+
+
+def bound(plan: QueryPlan, parameters: Sequence[object | None]) -> QueryPlan:
+    """`plan` with the parameters' values filled in. DataError 22P02 and the like for what is no value of its type."""
+    return plan.bind([parameter_text(value) for value in parameters])
 
 
 def parameter_text(value: object | None) -> str | None:

@@ -27,6 +27,7 @@ from penstock.adapter.session_api import (
     CopyIn,
     CopyOptions,
     Outcome,
+    Parameters,
     Rows,
 )
 from penstock.adapter.system_rows import is_system
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     from penstock.adapter.coordinator import Coordinator
     from penstock.adapter.session import Session
 
-Parameters = Sequence[object | None]
-
 
 class Writes:
     """Carries out writes for all sessions."""
@@ -59,8 +58,11 @@ class Writes:
         """Buffer the rows of an INSERT; with RETURNING answer with what it asks for."""
         transaction = session.open_transaction()
         table = writable_table(self._c.view(session), statement.table)
+        given = value_rows.declared_types(parameters.types)
         plan = (
-            None if value_rows.can_read(table, statement) else self._insert_plan(session, table, statement, parameters)
+            None
+            if value_rows.can_read(table, statement)
+            else dml_plans.insert_query(self._planning(session, given), table, statement)
         )
         reads = plan is not None and any(not is_system(id_) for id_ in plan.inputs.values())
         if reads and transaction.explicit and table.id in transaction.writes:
@@ -71,9 +73,9 @@ class Writes:
             batches = [value_rows.rows_of(table, statement, texts)]
         elif reads:
             await self._lock(session, [table.id, *plan.inputs.values()])
-            batches = await self._freshest(session, plan)
+            batches = await self._freshest(session, plan, parameters)
         else:
-            batches = await _all(await self._c.reads.answer(session, plan, IMMEDIATELY))
+            batches = await _all(await self._c.reads.answer(session, plan, parameters, IMMEDIATELY))
         deltas = [Delta.insert(_checked(table, batch)) for batch in batches]
         transaction.add(table.id, deltas)
         count = sum(len(delta.diffs) for delta in deltas)
@@ -84,12 +86,6 @@ class Writes:
         rows = pa.Table.from_batches([delta.rows for delta in deltas], schema=_schema(table))
         answer = await asyncio.to_thread(_run, returning, rows)
         return Rows(returning.desc, _stream(answer), lambda _: tag)
-
-    def _insert_plan(
-        self, session: Session, table: CatalogItem, statement: ast.Insert, parameters: Parameters
-    ) -> QueryPlan:
-        plan = dml_plans.insert_query(self._planning(session, []), table, statement)
-        return self._bound(plan, parameters)
 
     def _returning(self, session: Session, table: CatalogItem, statement: ast.Insert) -> QueryPlan:
         database, schema, name = (exp.to_identifier(part, quoted=True) for part in table.name)
@@ -103,10 +99,8 @@ class Writes:
     async def update(self, session: Session, statement: ast.Update, parameters: Parameters) -> Outcome:
         """Replace rows by others, read and written as if at one moment."""
         table = writable_table(self._c.view(session), statement.table)
-        plan = dml_plans.update_query(self._planning(session, []), table, statement)
-        batches = await self._read_to_write(
-            session, table, self._bound(plan, parameters), "UPDATE", Lookup.of_change(statement, parameters)
-        )
+        plan = self._plan_change(session, statement, value_rows.declared_types(parameters.types))
+        batches = await self._read_to_write(session, table, plan, statement, parameters)
         width = len(_schema(table))
         deltas: list[Delta] = []
         for batch in batches:
@@ -118,29 +112,48 @@ class Writes:
     async def delete(self, session: Session, statement: ast.Delete, parameters: Parameters) -> Outcome:
         """Take rows away, read and written as if at one moment."""
         table = writable_table(self._c.view(session), statement.table)
-        plan = dml_plans.delete_query(self._planning(session, []), table, statement)
-        batches = await self._read_to_write(
-            session, table, self._bound(plan, parameters), "DELETE", Lookup.of_change(statement, parameters)
-        )
+        plan = self._plan_change(session, statement, value_rows.declared_types(parameters.types))
+        batches = await self._read_to_write(session, table, plan, statement, parameters)
         deltas = [Delta.delete(_stored(table, batch)) for batch in batches]
         session.open_transaction().add(table.id, deltas)
         return Completed(f"DELETE {sum(batch.num_rows for batch in batches)}")
 
+    def _plan_change(
+        self, session: Session, statement: ast.Update | ast.Delete, given: Sequence[SqlType | None]
+    ) -> QueryPlan:
+        """The plan of an UPDATE or a DELETE; kept with the statement."""
+        planning = self._planning(session, given)
+        table = writable_table(planning.catalog, statement.table)
+
+        def build() -> QueryPlan:
+            if isinstance(statement, ast.Update):
+                return dml_plans.update_query(planning, table, statement)
+            return dml_plans.delete_query(planning, table, statement)
+
+        return self._c.planner.kept(statement, planning.catalog, given, build)
+
     async def _read_to_write(
-        self, session: Session, table: CatalogItem, plan: QueryPlan, what: str, lookup: Lookup | None = None
+        self,
+        session: Session,
+        table: CatalogItem,
+        plan: QueryPlan,
+        statement: ast.Update | ast.Delete,
+        parameters: Parameters,
     ) -> list[pa.RecordBatch]:
         transaction = session.open_transaction()
-        transaction.begin_write(what)
+        transaction.begin_write("UPDATE" if isinstance(statement, ast.Update) else "DELETE")
         written = self._base_tables([table.id, *plan.inputs.values()]) & transaction.writes.keys()
         if written:
             if transaction.explicit:
                 raise _written_already(self._c.catalog.state.items[min(written)])
             await session.flush_implicit()
         await self._lock(session, [table.id, *plan.inputs.values()])
-        return await self._freshest(session, plan, lookup)
+        return await self._freshest(session, plan, parameters, Lookup.of_change(statement, parameters))
 
-    async def _freshest(self, session: Session, plan: QueryPlan, lookup: Lookup | None = None) -> list[pa.RecordBatch]:
-        return await _all(await self._c.reads.answer(session, plan, FRESHEST_TABLE_WRITE, lookup))
+    async def _freshest(
+        self, session: Session, plan: QueryPlan, parameters: Parameters, lookup: Lookup | None = None
+    ) -> list[pa.RecordBatch]:
+        return await _all(await self._c.reads.answer(session, plan, parameters, FRESHEST_TABLE_WRITE, lookup))
 
     async def _lock(self, session: Session, ids: Sequence[GlobalId]) -> None:
         """Exclusive locks on every table below `ids`: what is read must not change until the write is done."""
@@ -203,12 +216,8 @@ class Writes:
             if value_rows.can_read(table, statement):
                 return value_rows.parameter_types(table, statement), returning
             return dml_plans.insert_query(planning, table, statement).parameters, returning
-        if isinstance(statement, ast.Update):
-            table = writable_table(planning.catalog, statement.table)
-            return dml_plans.update_query(planning, table, statement).parameters, None
-        assert isinstance(statement, ast.Delete)
-        table = writable_table(planning.catalog, statement.table)
-        return dml_plans.delete_query(planning, table, statement).parameters, None
+        assert isinstance(statement, ast.Update | ast.Delete)
+        return self._plan_change(session, statement, given).parameters, None
 
     def check_defaults(self, session: Session, statement: ast.CreateTable, desc: RelationDesc) -> None:
         """Plan each default once. Raises what is wrong with it."""
@@ -222,9 +231,6 @@ class Writes:
 
     def _planning(self, session: Session, given: Sequence[SqlType | None]) -> Planning:
         return Planning(self._c.planner, self._c.view(session), self._c.plan_session(session), given)
-
-    def _bound(self, plan: QueryPlan, parameters: Parameters) -> QueryPlan:
-        return plan.bind([value_rows.parameter_text(value) for value in parameters])
 
 
 class _TableSink:

@@ -24,6 +24,7 @@ from penstock.adapter.session_api import (
     CopyOut,
     EmptyQuery,
     Outcome,
+    Parameters,
     Rows,
     Session,
 )
@@ -215,7 +216,7 @@ class Connection:
                 held = messages.EMPTY_QUERY_RESPONSE
             for statement in statements:
                 self.wire.send(held)
-                held = await self._run_simple(session, await session.execute(statement, []))
+                held = await self._run_simple(session, await session.execute(statement, Parameters()))
                 self.send_notices(session)
             await extended.close_ended_portals()
             await session.sync()

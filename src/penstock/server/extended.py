@@ -10,11 +10,10 @@ A portal whose iterator is still open is closed before `Session.sync`, which rel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from penstock.adapter.session_api import Rows, Session, StatementDescription
+from penstock.adapter.session_api import Parameters, Rows, Session, StatementDescription
 from penstock.runtime import SqlError
 from penstock.server import messages
 from penstock.server.messages import ProtocolViolation, Reader
@@ -41,7 +40,7 @@ class _Prepared:
 @dataclass(slots=True)
 class _Portal:
     prepared: _Prepared
-    parameters: Sequence[object | None]
+    parameters: Parameters
     formats: list[bool]
     stream: RowStream | None = None
     finished: bool = False
@@ -160,7 +159,8 @@ class ExtendedQuery:
                 sqlstate="08P01",
             )
         binary = expand_formats(parameter_formats, len(raw))
-        parameters = [self._parameter(value, index, prepared, binary[index]) for index, value in enumerate(raw)]
+        values = [self._parameter(value, index, prepared, binary[index]) for index, value in enumerate(raw)]
+        parameters = Parameters(values, prepared.types)
         columns = prepared.description.columns
         formats = expand_formats(result_formats, len(columns.columns) if columns is not None else 0)
         if portal_name and portal_name in self._portals:

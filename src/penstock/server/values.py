@@ -42,7 +42,7 @@ def decode_text(text: str, oid: int) -> object:
     if oid in _INTEGERS:
         return _integer(text, *_INTEGERS[oid])
     if oid in oids.ELEMENT_OF_ARRAY:
-        return _ArrayText(text, oids.ELEMENT_OF_ARRAY[oid]).parse()
+        return _array_text(text, oids.ELEMENT_OF_ARRAY[oid])
     decode = _TEXT.get(oid)
     return text if decode is None else decode(text)
 
@@ -267,6 +267,16 @@ def _json(text: str) -> str:
     except orjson.JSONDecodeError as error:
         raise SqlError("invalid input syntax for type json", sqlstate="22P02", detail=str(error)) from None
     return text
+
+
+_PLAIN_ARRAY = re.compile(r"\{[^\s,{}\"\\]+(?:,[^\s,{}\"\\]+)*\}")
+"""One dimension, nothing quoted, no blanks: what drivers send for numbers."""
+
+
+def _array_text(text: str, element: int) -> list[object]:
+    if not _PLAIN_ARRAY.fullmatch(text):
+        return _ArrayText(text, element).parse()
+    return [None if word.upper() == "NULL" else decode_text(word, element) for word in text[1:-1].split(",")]
 
 
 class _ArrayText:

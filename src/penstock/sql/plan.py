@@ -47,16 +47,19 @@ class QueryPlan:
     recursive: bool = False
     uses: frozenset[GlobalId] = field(default_factory=frozenset)
 
+    def check_count(self, given: int) -> None:
+        """SqlError 08P01 when `given` is not the number of the plan's parameters."""
+        if given != len(self.parameters):
+            raise SqlError(
+                f"statement requires {len(self.parameters)} parameters, but {given} were given", sqlstate="08P01"
+            )
+
     def bind(self, values: Sequence[str | None]) -> QueryPlan:
         """The plan with parameters replaced by constants. `values`: their text representations, None for NULL.
 
         DataError 22P02 (or the type's own) when a text is no value of its parameter's type.
         """
-        if len(values) != len(self.parameters):
-            raise SqlError(
-                f"statement requires {len(self.parameters)} parameters, but {len(values)} were given",
-                sqlstate="08P01",
-            )
+        self.check_count(len(values))
         if not values:
             return self
         constants = [
