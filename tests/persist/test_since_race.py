@@ -44,7 +44,7 @@ def test_a_read_below_a_since_under_way_is_refused_at_once() -> None:
         reader = await client.open_reader(shard, SCHEMA, purpose="test")
         consensus.gate.clear()
         moving = asyncio.ensure_future(reader.downgrade_since(Frontier(50)))
-        while reader._given_up != 50:  # noqa: ASYNC110
+        while reader.lease._given_up != 50:  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert reader.since == 0, "not durable yet"
         with pytest.raises(SinceError):

@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from penstock.persist import MemBlob, MemConsensus, PersistClient, PersistConfig, new_shard_id
-from penstock.persist import read as persist_read
+from penstock.persist import MemBlob, MemConsensus, PersistClient, PersistConfig, fetching, new_shard_id
 from penstock.runtime import Timestamp
 from tests.persist.shards import SCHEMA, append, expected_after, expected_at, snapshot, tally
 
@@ -27,7 +26,7 @@ class SlowFirst(MemBlob):
 
 
 def test_a_slow_part_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(persist_read, "_GROUP_ROWS", 1)
+    monkeypatch.setattr(fetching, "GROUP_ROWS", 1)
 
     async def main() -> None:
         blob = SlowFirst()

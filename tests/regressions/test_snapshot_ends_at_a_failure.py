@@ -15,9 +15,9 @@ from penstock.persist import (
     PersistClient,
     PersistConfig,
     ReadHandle,
+    fetching,
     new_shard_id,
 )
-from penstock.persist import read as persist_read
 from penstock.persist.txn import TxnsReader, TxnsWriter
 from penstock.runtime import Determinate, ExternalError, Frontier, Timestamp, VirtualClock
 from tests.persist.shards import SCHEMA, Change, append, expected_after, expected_at, tally
@@ -71,7 +71,7 @@ async def read_stubbornly(listen: Listen, as_of: int, log: list[Change]) -> int:
 
 @pytest.mark.parametrize("good", [0, 1, 2, 3])
 def test_a_subscription_that_failed_in_its_snapshot_goes_on_there(good: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(persist_read, "_GROUP_ROWS", 1)
+    monkeypatch.setattr(fetching, "GROUP_ROWS", 1)
 
     async def main() -> None:
         blob = FailingBlob()
@@ -84,7 +84,7 @@ def test_a_subscription_that_failed_in_its_snapshot_goes_on_there(good: int, mon
 
 
 def test_a_listen_that_failed_gives_the_same_event_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(persist_read, "_GROUP_ROWS", 1)
+    monkeypatch.setattr(fetching, "GROUP_ROWS", 1)
 
     async def main() -> None:
         blob = FailingBlob()
@@ -106,7 +106,7 @@ def test_a_listen_that_failed_gives_the_same_event_again(monkeypatch: pytest.Mon
 
 
 def test_a_damaged_part_is_never_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(persist_read, "_GROUP_ROWS", 1)
+    monkeypatch.setattr(fetching, "GROUP_ROWS", 1)
 
     async def main() -> None:
         blob = MemBlob()

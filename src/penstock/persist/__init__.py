@@ -21,11 +21,13 @@ from penstock.persist.errors import (
     SinceError,
 )
 from penstock.persist.file import FileBlob
+from penstock.persist.listen import Listen, ListenEvent
 from penstock.persist.location import open_blob, open_consensus
 from penstock.persist.mem import MemBlob, MemConsensus
 from penstock.persist.pubsub import LocalPubSub, PubSub
-from penstock.persist.read import Listen, ListenEvent, ReadHandle, Snapshot
+from penstock.persist.read import ReadHandle
 from penstock.persist.since import SinceHandle
+from penstock.persist.snapshot import Snapshot
 from penstock.persist.sqlite import SqliteConsensus
 from penstock.persist.store import (
     SCAN_ALL,

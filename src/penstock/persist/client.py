@@ -10,6 +10,7 @@ import pyarrow as pa
 from penstock.persist import commands
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, SchemaMismatch
+from penstock.persist.lease import ReaderLease
 from penstock.persist.maintain import Maintenance, remove_all, sweep_orphans
 from penstock.persist.parts import decode_schema, encode_schema
 from penstock.persist.partstore import PartStore
@@ -48,7 +49,7 @@ class PersistClient:
         self._tasks = TaskOwner("persist")
         self._shards: dict[ShardId, Shard] = {}
         self._maintenance: dict[ShardId, Maintenance] = {}
-        self._readers: dict[str, ReadHandle] = {}
+        self._readers: dict[str, ReaderLease] = {}
         self._writers: dict[str, WriteHandle] = {}
         self._heartbeat: asyncio.Task[None] | None = None
         self._closed = False
@@ -83,16 +84,16 @@ class PersistClient:
                 purpose=purpose,
             )
         )
-        handle = ReadHandle(shared, reader_id, schema, entry, on_expire=self._forget_reader)
+        lease = ReaderLease(shared, reader_id, entry, on_expire=self._forget_reader)
         try:
             _check_schema(shard, shared.state.schema or encoded, schema, purpose)
         except SchemaMismatch:
-            await handle.expire()
+            await lease.expire()
             raise
-        self._readers[reader_id] = handle
+        self._readers[reader_id] = lease
         if self._heartbeat is None:
             self._heartbeat = self._tasks.spawn(self._heartbeats(), "heartbeats")
-        return handle
+        return ReadHandle(lease, schema)
 
     async def open_since(self, shard: ShardId, reader_id: str, *, purpose: str, opaque: int = 0) -> SinceHandle:
         """The critical reader `reader_id`, registered at the shard's since with `opaque` unless it exists.
@@ -128,7 +129,7 @@ class PersistClient:
         if self._closed:
             return
         self._closed = True
-        handles: list[ReadHandle | WriteHandle] = [*self._readers.values(), *self._writers.values()]
+        handles: list[ReaderLease | WriteHandle] = [*self._readers.values(), *self._writers.values()]
         await asyncio.gather(*(handle.expire_best_effort() for handle in handles))
         for shard in self._shards.values():
             shard.close()
@@ -159,8 +160,8 @@ class PersistClient:
         """
         while True:
             await self._clock.sleep(self.config.reader_lease_ms / 1000 / _HEARTBEATS_PER_LEASE)
-            for handle in list(self._readers.values()):
-                handle.heartbeat()
+            for lease in list(self._readers.values()):
+                lease.heartbeat()
 
 
 def _check_schema(shard: ShardId, stored: bytes, schema: pa.Schema, purpose: str) -> None:

@@ -259,6 +259,6 @@ def test_a_dropped_listen_is_forgotten() -> None:
             assert handle.log._followers[a]
             del listen
             assert not handle.log._followers.get(a)
-            assert not handle.inner._pins
+            assert not handle.inner.lease._pins
 
     asyncio.run(main())

@@ -16,11 +16,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from penstock.persist.errors import InvalidUsage
-from penstock.persist.read import Listen, ListenEvent, ReadHandle, _Pin
+from penstock.persist.lease import Pin
+from penstock.persist.listen import EventStream, Listen, ListenEvent
+from penstock.persist.read import ReadHandle
 from penstock.persist.txn.log import TxnsLog
 from penstock.persist.txn.rows import Write
-from penstock.runtime import DONE, ExternalError, Frontier, Timestamp, Updates, step_back
+from penstock.runtime import DONE, Frontier, Timestamp, Updates, step_back
 
 if TYPE_CHECKING:
     from penstock.persist.txn.reader import TxnsSnapshot
@@ -31,7 +32,7 @@ EVENT_BYTES_MAX = 1 << 20
 """Payloads in one event."""
 
 
-class TxnsListen:
+class TxnsListen(EventStream):
     """An async iterator of `ListenEvent`, like `Listen`. A cancelled ``__anext__`` loses nothing."""
 
     def __init__(
@@ -44,15 +45,12 @@ class TxnsListen:
     ) -> None:
         self._handle = handle
         self._log = log
-        self._as_of = as_of
-        self._snapshot = snapshot
-        self._frontier = Frontier(as_of + 1)
         self._queue: deque[Write] = deque()
         self._queued_bytes = 0
         self._stored: Listen | None = None
-        self._closed = False
-        self._pin = _Pin(follows=True)
-        handle._pin(self._pin, Frontier(as_of))
+        self._pin = Pin(follows=True)
+        super().__init__(handle.shard, as_of, snapshot)
+        handle.lease.pin(self._pin, Frontier(as_of))
         self._direct_from = DONE
         if handle.shard in log.registrations:
             self._direct_from = max(log.settled(handle.shard), opened_at)
@@ -60,19 +58,7 @@ class TxnsListen:
                 self.wrote(write)
         log.follow(handle.shard, self)
 
-    @property
-    def frontier(self) -> Frontier:
-        """All updates after the `as_of` and below this have been emitted."""
-        return self._frontier
-
-    def __aiter__(self) -> TxnsListen:
-        return self
-
-    async def __anext__(self) -> ListenEvent:
-        if self._closed:
-            raise InvalidUsage(f"a listen on {self._handle.shard} was used after it was closed")
-        if self._snapshot is not None:
-            return await self._next_of_snapshot(self._snapshot)
+    async def _next(self) -> ListenEvent:
         while True:
             if self._frontier == DONE:
                 await self.aclose()
@@ -89,21 +75,14 @@ class TxnsListen:
 
     async def aclose(self) -> None:
         """End the listen and release what it holds. May be called twice."""
-        self._closed = True
-        self._let_go()
-        if self._snapshot is not None:
-            snapshot, self._snapshot = self._snapshot, None
-            await snapshot.aclose()
+        await super().aclose()
         if self._stored is not None:
             await self._stored.aclose()
-
-    def __del__(self) -> None:
-        self._let_go()
 
     def _let_go(self) -> None:
         self._log.unfollow(self._handle.shard, self)
         self._drop_queue()
-        self._handle._unpin(self._pin)
+        self._handle.lease.unpin(self._pin)
 
     # What the log tells (`Follower`)
 
@@ -125,23 +104,6 @@ class TxnsListen:
         self._direct_from = DONE
 
     # Emitting
-
-    async def _next_of_snapshot(self, snapshot: TxnsSnapshot) -> ListenEvent:
-        try:
-            updates = [await anext(snapshot)]
-        except StopAsyncIteration:
-            updates = []
-        except ExternalError:
-            raise  # called again, it goes on with what is missing
-        except Exception:
-            # The snapshot has ended with this; going on as if it had ended well would pass what is missing.
-            await self.aclose()
-            raise
-        if updates and not snapshot.exhausted:
-            return ListenEvent(updates, Frontier(self._as_of))
-        await snapshot.aclose()
-        self._snapshot = None
-        return ListenEvent(updates, self._frontier)
 
     async def _next_stored(self) -> ListenEvent:
         if self._stored is None:
@@ -170,9 +132,9 @@ class TxnsListen:
 
     def _advance(self, progress: Frontier) -> None:
         self._frontier = progress
-        self._handle._pin(self._pin, Frontier(step_back(progress)))
+        self._handle.lease.pin(self._pin, Frontier(step_back(progress)))
         if self._handle.upper > self._handle.since:  # else the shard has nothing that could be compacted
-            self._handle._followed()
+            self._handle.lease.followed()
 
     def _drop_queue(self) -> None:
         self._queue.clear()

@@ -25,7 +25,8 @@ import structlog
 
 from penstock.persist.client import PersistClient
 from penstock.persist.errors import ClientClosed, ReaderExpired
-from penstock.persist.read import Listen, ListenEvent, ReadHandle
+from penstock.persist.listen import Listen, ListenEvent
+from penstock.persist.read import ReadHandle
 from penstock.persist.store import ShardId
 from penstock.persist.txn.rows import TXNS_SCHEMA, Ending, Entry, Registration, Write, decode
 from penstock.runtime import (
@@ -194,7 +195,7 @@ class TxnsLog:
         await self._tasks.close()
         self._fail(InternalError("the transaction log was closed"))
         await self._listen.aclose()
-        await self._reader.expire_best_effort()
+        await self._reader.lease.expire_best_effort()
 
     async def _follow_shard(self) -> None:
         while True:
@@ -202,7 +203,7 @@ class TxnsLog:
                 event = await anext(self._listen)
             except ExternalError as error:
                 _log.warning("cannot read the transaction log; trying on", error=error.message)
-                await self._reader._shard.clock.sleep(_RETRY_S)
+                await self._reader.lease.shard.clock.sleep(_RETRY_S)
                 continue
             except (ClientClosed, ReaderExpired) as error:
                 self._fail(error)

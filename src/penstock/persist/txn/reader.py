@@ -120,12 +120,12 @@ class TxnsReadHandle:
 
     async def listen(self, as_of: Timestamp) -> TxnsListen:
         """Like `ReadHandle.listen`: all updates after `as_of`, and progress with every commit to any table."""
-        self.inner._check_readable(as_of)
+        self.inner.lease.check_readable(as_of)
         return TxnsListen(self.inner, self.log, as_of, self.opened_at, None)
 
     async def subscribe(self, as_of: Timestamp) -> TxnsListen:
         """Like `ReadHandle.subscribe`: the snapshot at `as_of`, then a listen."""
-        self.inner._check_readable(as_of)
+        self.inner.lease.check_readable(as_of)
         snapshot = TxnsSnapshot(self, as_of, None)
         return TxnsListen(self.inner, self.log, as_of, self.opened_at, snapshot)
 
@@ -201,7 +201,7 @@ class TxnsSnapshot:
                 large = max((write.ts + 1 for write in self._writes if not write.inline), default=0)
                 self._stored.sufficient_upper = Frontier(max(settled, large))
                 if handle.inner.upper < settled:
-                    await handle.inner._shard.fetch()
+                    await handle.inner.lease.shard.fetch()
         self._writes = self._writes or []
 
     def _at_as_of(self, updates: Updates) -> Updates:

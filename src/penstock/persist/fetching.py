@@ -1,0 +1,46 @@
+"""Fetching parts of a version that a reader has leased."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from penstock.persist.errors import CorruptBlobError
+from penstock.persist.lease import ReaderLease
+from penstock.persist.state import Part
+from penstock.runtime import Updates
+
+GROUP_ROWS = 64 * 1024
+"""Small parts are fetched, and handed on, in groups of about so many rows."""
+
+Located = tuple[int, int, Part]
+"""(batch id, index in the batch, part)."""
+
+
+async def fetch_group(
+    lease: ReaderLease, schema: pa.Schema, group: Sequence[Located], columns: Sequence[str] | None
+) -> list[Updates]:
+    """The updates of each part of `group`. Raises `ReaderExpired`, `CorruptBlobError`, or the store's error."""
+    try:
+        return [
+            await lease.shard.parts.fetch(lease.id, schema, batch_id, index, part, columns)
+            for batch_id, index, part in group
+        ]
+    except CorruptBlobError:
+        # Without the lease the blob may have been collected rightfully: that is another error.
+        lease.check_live(await lease.shard.fetch())
+        raise
+
+
+def grouped(parts: Sequence[Located]) -> list[list[Located]]:
+    """Parts in groups of some ten thousand rows: many small parts become one batch for the consumer."""
+    groups: list[list[Located]] = []
+    rows = 0
+    for located in parts:
+        if not groups or rows + located[2].rows > GROUP_ROWS:
+            groups.append([])
+            rows = 0
+        groups[-1].append(located)
+        rows += located[2].rows
+    return groups
