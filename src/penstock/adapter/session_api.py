@@ -63,7 +63,7 @@ class Notice:
 
 
 class Parameters(tuple[object | None, ...]):
-    """The values of $1, $2, ... and `types`, the OIDs that the client declared: 0 or missing where it left them open."""
+    """The values of $1, $2, ... and `types`, the OIDs that the client declared (0 or missing: left open)."""
 
     types: tuple[int, ...]
 
