@@ -236,7 +236,7 @@ class TxnsLog:
         while behind := self._behind(_IDLE_WAKES):
             for follower in behind:
                 self._tell(follower)
-            await self._reader._shard.clock.sleep(_IDLE_PACE_S)
+            await self._reader.lease.shard.clock.sleep(_IDLE_PACE_S)
 
     def _behind(self, most: int) -> list[Follower]:
         """Those who have waited longest for what is there by now: they precede all who wait for what is not."""
