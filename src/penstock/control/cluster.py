@@ -324,6 +324,10 @@ class Cluster:
         if id_ not in self.exports:
             return
         health = Health.STALLED if status.stalled else Health.RUNNING
+        known = self._statuses.get((id_, replica))
+        if health is not (Health.RUNNING if known is None else known.health):
+            report = _log.warning if status.stalled else _log.info
+            report(f"object {health.value}", id=id_, replica=replica, message=status.message)
         self._statuses[id_, replica] = ObjectStatus(id_, replica, health, status.message, self._clock.now_ms())
 
     # Holds
