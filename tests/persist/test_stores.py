@@ -129,7 +129,7 @@ def test_urls() -> None:
     for url in ("", "s3:bucket", "file:", "sqlite:x", "file://host/x"):
         with pytest.raises(ValueError):
             open_blob(url)
-    for url in ("", "file:x", "sqlite:", "postgres://host/db"):
+    for url in ("", "file:x", "sqlite:", "postgress://host/db"):
         with pytest.raises(ValueError):
             open_consensus(url)
 

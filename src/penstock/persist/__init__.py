@@ -30,23 +30,32 @@ from penstock.persist.since import SinceHandle
 from penstock.persist.snapshot import Snapshot
 from penstock.persist.sqlite import SqliteConsensus
 from penstock.persist.store import (
+    BATCH_MAX,
     SCAN_ALL,
+    BatchingConsensus,
     Blob,
     CasResult,
     Consensus,
+    SchemaMissing,
+    SchemaOwner,
     SeqNo,
     ShardId,
+    StoreFailure,
     StoreFull,
+    StoreRefused,
     StoreUnusable,
     Versioned,
     new_shard_id,
 )
 from penstock.persist.unreliable import UnreliableBlob, UnreliableConsensus
+from penstock.persist.url import masked
 from penstock.persist.write import Batch, WriteHandle
 
 __all__ = [
+    "BATCH_MAX",
     "SCAN_ALL",
     "Batch",
+    "BatchingConsensus",
     "Blob",
     "CasResult",
     "ClientClosed",
@@ -68,18 +77,23 @@ __all__ = [
     "ReadHandle",
     "ReaderExpired",
     "SchemaMismatch",
+    "SchemaMissing",
+    "SchemaOwner",
     "SeqNo",
     "ShardId",
     "SinceError",
     "SinceHandle",
     "Snapshot",
     "SqliteConsensus",
+    "StoreFailure",
     "StoreFull",
+    "StoreRefused",
     "StoreUnusable",
     "UnreliableBlob",
     "UnreliableConsensus",
     "Versioned",
     "WriteHandle",
+    "masked",
     "new_shard_id",
     "open_blob",
     "open_consensus",

@@ -8,10 +8,11 @@ above relies on that distinction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
-from typing import NamedTuple, NewType, Protocol
+from typing import NamedTuple, NewType, Protocol, TypeAlias, runtime_checkable
 
-from penstock.runtime import Determinate, random_uuid
+from penstock.runtime import Determinate, ExternalError, random_uuid
 
 ShardId = NewType("ShardId", str)
 """``s<uuid>``; also the shard's key in consensus and the first segment of its blob keys."""
@@ -51,6 +52,29 @@ class StoreFull(StoreUnusable):
     """There is no room left for a write. Nothing was written; the store goes on once there is room again."""
 
     sqlstate = "53100"
+
+
+class StoreRefused(StoreUnusable):
+    """The store answered that it does not admit who asks (credentials, rights): its URL can never work as it is."""
+
+    sqlstate = "28000"
+
+
+class SchemaMissing(Determinate):
+    """The tables of the store are gone: dropped, or the database is a fresh one. Nothing happened.
+
+    Only who may take the loss of everything for granted creates them again (a committer that serves whatever
+    store it is pointed at); anybody else must report it.
+    """
+
+    sqlstate = "42P01"
+
+
+StoreFailure: TypeAlias = ExternalError
+"""What became of one member of a batch instead of a result; says by its class whether it may have happened."""
+
+BATCH_MAX = 64
+"""Most changes in one `compare_and_set_many`."""
 
 
 class Blob(Protocol):
@@ -108,6 +132,34 @@ class Consensus(Protocol):
     async def close(self) -> None:
         """Release threads and files; operations under way are finished. No other call may follow."""
         ...
+
+
+@runtime_checkable
+class BatchingConsensus(Consensus, Protocol):
+    """A `Consensus` that takes changes of many keys in one round trip."""
+
+    async def compare_and_set_many(self, changes: Sequence[tuple[str, Versioned]]) -> list[CasResult | StoreFailure]:
+        """`compare_and_set` of up to `BATCH_MAX` changes of distinct keys, each with its own result, in their order.
+
+        A mismatch or a refusal of one never fails its neighbours. Raises what failed the batch as a whole:
+        `Determinate` when none of it happened, `Indeterminate` when any of it may have.
+        """
+        ...
+
+
+@runtime_checkable
+class SchemaOwner(Protocol):
+    """A store with tables of its own, whose operations raise `SchemaMissing` when these were dropped under it."""
+
+    async def ensure_schema(self) -> None:
+        """Create what is missing. May be called at any time, by many processes at once; keeps what is there."""
+        ...
+
+
+def check_batch(changes: Sequence[tuple[str, Versioned]]) -> None:
+    """Assert what a caller of `compare_and_set_many` promises."""
+    assert len(changes) <= BATCH_MAX, f"a batch of {len(changes)} changes; at most {BATCH_MAX}"
+    assert len({key for key, _ in changes}) == len(changes), f"a key twice in one batch: {[k for k, _ in changes]}"
 
 
 def check_version(key: str, new: Versioned) -> None:

