@@ -7,6 +7,7 @@ upper)``), that an acknowledged append is durable and there exactly once, and th
 needs is taken away. It knows nothing of SQL or dataflows.
 """
 
+from penstock.persist.changelog import Change, Changelog, VersionConflict
 from penstock.persist.client import PersistClient
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import (
@@ -58,6 +59,8 @@ __all__ = [
     "BatchingConsensus",
     "Blob",
     "CasResult",
+    "Change",
+    "Changelog",
     "ClientClosed",
     "Consensus",
     "CorruptBlobError",
@@ -91,6 +94,7 @@ __all__ = [
     "StoreUnusable",
     "UnreliableBlob",
     "UnreliableConsensus",
+    "VersionConflict",
     "Versioned",
     "WriteHandle",
     "masked",
