@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 from msgspec.structs import replace
 
-from penstock.persist import CorruptStateError, Fenced, Mismatch, commands
+from penstock.persist import CorruptStateError, Fenced, InvalidUsage, Mismatch, commands
 from penstock.persist.commands import Appended, Applied, Step
 from penstock.persist.compact import Policy
 from penstock.persist.state import (
@@ -106,7 +106,7 @@ def test_replace() -> None:
         )
 
     assert merge((ids[0], ids[2]), (hollow("m", 4),)) is Applied.NO, "not consecutive"
-    with pytest.raises(AssertionError, match="sum of diffs"):
+    with pytest.raises(InvalidUsage, match="sum of diffs"):
         merge(ids[1:3], (hollow("m", 5),))
     assert merge(ids[1:3], (hollow("m", 4),)) is Applied.YES
     assert [(b.id, b.lower) for b in machine.state.batches] == [(0, 0), (4, 1), (3, 3)]

@@ -58,9 +58,7 @@ def test_collection_waits_for_what_is_being_read(kind: str) -> None:
         reader = await client.open_reader(shard, SCHEMA, purpose="test")
 
         async def settled() -> None:
-            running = client._maintenance[shard]._running
-            if running is not None:
-                await asyncio.wait({running})
+            await client._maintenance[shard].idle()
 
         async def upkeep(first: int, end: int) -> None:
             for time in range(first, end):

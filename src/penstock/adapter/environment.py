@@ -33,7 +33,7 @@ from penstock.control import (
     ReplicaSpec,
     StorageController,
 )
-from penstock.persist import LocalPubSub, PersistClient, PersistConfig, ShardId, open_blob, open_consensus
+from penstock.persist import LocalPubSub, PersistClient, PersistConfig, ShardId, Sweeper, open_blob, open_consensus
 from penstock.persist.txn import TxnsReader, TxnsWriter
 from penstock.runtime import Clock, ExternalError, GlobalId, PenstockError, SystemClock, TaskOwner, step_back
 from penstock.sql.items import CatalogItem, ItemKind
@@ -98,6 +98,7 @@ class Environment:
         tasks = TaskOwner("coordinator", on_failure=self._task_failed)
         stack.push_async_callback(tasks.close)
         tasks.spawn(committer.run(), "group-commit")
+        tasks.spawn(Sweeper(client, txns.keys_to_keep).run(), "sweep")
         tables = {ShardId(i.shard_id): i.desc.arrow for i in _tables(catalog.state) if i.shard_id and i.desc}
         # also without tables: this append is what stops a coordinator that was fenced a moment ago from committing
         await committer.register(tables)

@@ -11,6 +11,7 @@ from penstock.persist.changelog import Change, Changelog, VersionConflict
 from penstock.persist.client import PersistClient
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import (
+    BatchTooOld,
     ClientClosed,
     CorruptBlobError,
     CorruptStateError,
@@ -48,6 +49,7 @@ from penstock.persist.store import (
     Versioned,
     new_shard_id,
 )
+from penstock.persist.sweep import Sweeper
 from penstock.persist.unreliable import UnreliableBlob, UnreliableConsensus
 from penstock.persist.url import masked
 from penstock.persist.write import Batch, WriteHandle
@@ -56,6 +58,7 @@ __all__ = [
     "BATCH_MAX",
     "SCAN_ALL",
     "Batch",
+    "BatchTooOld",
     "BatchingConsensus",
     "Blob",
     "CasResult",
@@ -92,6 +95,7 @@ __all__ = [
     "StoreFull",
     "StoreRefused",
     "StoreUnusable",
+    "Sweeper",
     "UnreliableBlob",
     "UnreliableConsensus",
     "VersionConflict",

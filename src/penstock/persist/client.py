@@ -7,18 +7,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from penstock.persist import commands
+from penstock.persist import commands, metrics
+from penstock.persist.collect import remove_all
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, SchemaMismatch
 from penstock.persist.lease import ReaderLease
-from penstock.persist.maintain import Maintenance, remove_all, sweep_orphans
+from penstock.persist.maintain import Maintenance, Slots
+from penstock.persist.metered import MeteredBlob, MeteredConsensus
 from penstock.persist.parts import decode_schema, encode_schema
 from penstock.persist.partstore import PartStore
 from penstock.persist.pubsub import PubSub
 from penstock.persist.read import ReadHandle
 from penstock.persist.shard import Shard
 from penstock.persist.since import SinceHandle
+from penstock.persist.state import State
 from penstock.persist.store import Blob, Consensus, ShardId
+from penstock.persist.sweep import Keep, sweep_orphans
 from penstock.persist.write import WriteHandle
 from penstock.runtime import Clock, SystemClock, TaskOwner, random_uuid
 
@@ -42,17 +46,23 @@ class PersistClient:
     ) -> None:
         self.config = config or PersistConfig()
         self._clock = clock or SystemClock()
-        self._consensus = consensus
+        self._consensus: Consensus = MeteredConsensus(consensus, self._clock)
         self._pubsub = pubsub
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="persist")
-        self._parts = PartStore(blob, self._threads, self._clock, self.config)
+        self._parts = PartStore(MeteredBlob(blob, self._clock), self._threads, self._clock, self.config)
         self._tasks = TaskOwner("persist")
+        self._slots = Slots(self.config)
         self._shards: dict[ShardId, Shard] = {}
         self._maintenance: dict[ShardId, Maintenance] = {}
         self._readers: dict[str, ReaderLease] = {}
         self._writers: dict[str, WriteHandle] = {}
         self._heartbeat: asyncio.Task[None] | None = None
         self._closed = False
+        metrics.GAUGES.watch(self)
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock
 
     async def open_writer(self, shard: ShardId, schema: pa.Schema, *, purpose: str) -> WriteHandle:
         """A writer. The first writer or reader of a shard gives it its `schema`.
@@ -60,7 +70,9 @@ class PersistClient:
         `purpose` appears in diagnostics. Raises `SchemaMismatch`, `CorruptStateError`, or the store's error.
         """
         shared = await self._open(shard)
-        theirs = await shared.commit(lambda state, _: commands.register_schema(state, encode_schema(schema)))
+        theirs = await shared.commit(
+            lambda state, _: commands.register_schema(state, encode_schema(schema)), "register_schema"
+        )
         _check_schema(shard, theirs, schema, purpose)
         handle = WriteHandle(shared, f"w{random_uuid()}", schema)
         self._writers = {key: writer for key, writer in self._writers.items() if not writer.expired}
@@ -82,7 +94,8 @@ class PersistClient:
                 now_ms=attempt.now_ms,
                 lease_ms=self.config.reader_lease_ms,
                 purpose=purpose,
-            )
+            ),
+            "register_reader",
         )
         lease = ReaderLease(shared, reader_id, entry, on_expire=self._forget_reader)
         try:
@@ -103,26 +116,38 @@ class PersistClient:
         """
         shared = await self._open(shard)
         entry = await shared.commit(
-            lambda state, _: commands.register_critical(state, reader=reader_id, opaque=opaque, purpose=purpose)
+            lambda state, _: commands.register_critical(state, reader=reader_id, opaque=opaque, purpose=purpose),
+            "register_critical",
         )
         return SinceHandle(shared, reader_id, entry)
 
     async def finalize(self, shard: ShardId) -> None:
         """Drop a shard: all handles on it end, its data is deleted, one small record stays. Idempotent."""
         shared = await self._open(shard)
-        await shared.commit(lambda state, _: commands.finalize(state))
+        await shared.commit(lambda state, _: commands.finalize(state), "finalize")
         await remove_all(shared)
         self._shards.pop(shard, None)
         self._maintenance.pop(shard, None)
         shared.close()
 
-    async def sweep(self, shard: ShardId, *, older_than_ms: int, keep: frozenset[str] = frozenset()) -> list[str]:
+    async def sweep(
+        self, shard: ShardId, *, older_than_ms: int, keep: frozenset[str] | Keep = frozenset()
+    ) -> list[str]:
         """Delete blobs that nothing refers to and that are older than `older_than_ms`: what crashes left
         behind.
 
-        `keep`: keys (`Batch.keys`) of batches that are stored but not appended yet. Returns the deleted keys.
+        `keep`: keys (`Batch.keys`) of batches that are stored but not appended yet, or how to find them: that is asked
+        after the blobs were listed and before the state is read. Returns the deleted keys.
         """
-        return await sweep_orphans(await self._open(shard), older_than_ms, keep)
+        return await sweep_orphans(await self._peek(shard), older_than_ms, keep)
+
+    async def shards(self) -> list[ShardId]:
+        """All shards of the consensus store, finalized ones included, sorted."""
+        return [ShardId(key) for key in await self._consensus.list_keys()]
+
+    def cached_states(self) -> list[State]:
+        """The newest known state of each shard that this client has open. Thread-safe."""
+        return [shard.state for shard in list(self._shards.values())]
 
     async def close(self) -> None:
         """End background work and expire all handles, as far as the stores allow. May be called twice."""
@@ -144,12 +169,22 @@ class PersistClient:
         if shared is None:
             shared = Shard(shard, self._consensus, self._parts, self._clock, self._pubsub, self.config, self._tasks)
             self._shards[shard] = shared
-            maintenance = Maintenance(shared)
+            maintenance = Maintenance(shared, self._slots)
             self._maintenance[shard] = maintenance
             if self.config.maintenance:
                 shared.after_commit = maintenance.poke
         await shared.fetch()
         return shared
+
+    async def _peek(self, shard: ShardId) -> Shard:
+        """The shard as it is, without keeping it: whoever goes through all shards must not hold all their states."""
+        if shard in self._shards:
+            return await self._open(shard)
+        if self._closed:
+            raise ClientClosed("the persist client is closed")
+        peeked = Shard(shard, self._consensus, self._parts, self._clock, None, self.config, self._tasks)
+        await peeked.fetch()
+        return peeked
 
     def _forget_reader(self, reader_id: str) -> None:
         self._readers.pop(reader_id, None)

@@ -14,8 +14,9 @@ from typing import Generic, TypeVar
 
 from msgspec.structs import replace
 
-from penstock.persist.errors import Fenced, Mismatch
+from penstock.persist.errors import Fenced, InvalidUsage, Mismatch
 from penstock.persist.state import (
+    Claim,
     Critical,
     Diff,
     LinkedBatch,
@@ -101,14 +102,57 @@ def replace_batches(
             return Step(Applied.YES)
         return Step(Applied.UNKNOWN if uncertain else Applied.NO)
     inputs = state.batches[start : start + len(ids)]
-    assert since <= state.since, f"compaction to {since}, shard since {state.since}"
-    before = _wrapped(sum(part.diff_sum for batch in inputs for part in batch.parts))
-    after = _wrapped(sum(part.diff_sum for part in parts))
-    assert before == after, f"compaction of batches {ids} changed the sum of diffs from {before} to {after}"
     batch = LinkedBatch(state.seqno + 1, inputs[0].lower, since, parts)
+    _check_replacement(state, inputs, batch)
     kept = set(batch.keys)
     removed = tuple(key for one in inputs for key in one.keys if key not in kept)
-    return Step(Applied.YES, Diff(replace=Replace(ids, batch, removed)))
+    done: dict[int, Claim | None] = {
+        key: None for key, claim in state.claims.items() if not set(ids).isdisjoint(claim.ids)
+    }
+    return Step(Applied.YES, Diff(replace=Replace(ids, batch, removed), claims=done))
+
+
+def _check_replacement(state: State, inputs: tuple[LinkedBatch, ...], output: LinkedBatch) -> None:
+    """Refuse what would change the shard's contents. Raises `InvalidUsage`."""
+    ids = [batch.id for batch in inputs]
+    if output.since > state.since:
+        raise InvalidUsage(f"compaction of batches {ids} to {output.since}, beyond the shard's since {state.since}")
+    known = max(batch.since for batch in inputs)
+    if output.since < known:
+        raise InvalidUsage(f"compaction of batches {ids} to {output.since}, before {known}, where one already is")
+    before = _wrapped(sum(part.diff_sum for batch in inputs for part in batch.parts))
+    after = _wrapped(sum(part.diff_sum for part in output.parts))
+    if before != after:
+        raise InvalidUsage(f"compaction of batches {ids} changed the sum of diffs from {before} to {after}")
+    rows = sum(batch.rows for batch in inputs)
+    if output.rows > rows:
+        raise InvalidUsage(f"compaction of batches {ids} made {output.rows} updates of {rows}")
+    first = min((part.time_min for part in output.parts), default=DONE)
+    if first < output.since:
+        raise InvalidUsage(f"compaction of batches {ids} to {output.since} left updates at {first}")
+
+
+def claim(state: State, *, ids: tuple[int, ...], claimant: str, now_ms: int, lease_ms: int) -> Step[bool]:
+    """Keep others from compacting the batches `ids` for `lease_ms`. False: some are gone, or somebody else has them."""
+    if state.tombstone or position(state.batches, ids) is None:
+        return Step(False)
+    present = {batch.id for batch in state.batches}
+    void: dict[int, Claim | None] = {
+        key: None for key, known in state.claims.items() if not known.live(now_ms) or present.isdisjoint(known.ids)
+    }
+    for key, known in state.claims.items():
+        if key in void or set(known.ids).isdisjoint(ids):
+            continue
+        if known.claimant != claimant:
+            return Step(False)
+        void[key] = None  # its own, of an attempt that failed
+    return Step(True, Diff(claims=void | {ids[0]: Claim(ids, claimant, now_ms, lease_ms)}))
+
+
+def claimed(state: State, *, claimant: str, now_ms: int) -> frozenset[int]:
+    """Batches that others than `claimant` are compacting."""
+    claims = [one for one in state.claims.values() if one.claimant != claimant and one.live(now_ms)]
+    return frozenset(id_ for one in claims for id_ in one.ids)
 
 
 def _wrapped(total: int) -> int:
@@ -212,15 +256,15 @@ def with_since(state: State, diff: Diff) -> Diff:
     return replace(diff, since=min(sinces))
 
 
-ROLLUPS_MAX = 8
+ROLLUPS_MAX = 16
 
 
 def add_rollup(state: State, *, seqno: int, rollup: Rollup, uncertain: bool) -> Step[Applied]:
     """List a rollup of version `seqno`. NO: it is of no use (any more). `uncertain`: as for
     `replace_batches`.
 
-    At most `ROLLUPS_MAX` are listed: the oldest anchors the oldest version in consensus, the second oldest
-    gives way.
+    At most `ROLLUPS_MAX` are listed, about evenly over the live versions: however long a reader holds them, what
+    is collected in one go afterwards is a fraction of them. The oldest anchors the oldest version in consensus.
     """
     if state.rollups.get(seqno) == rollup:
         return Step(Applied.YES)
@@ -229,7 +273,9 @@ def add_rollup(state: State, *, seqno: int, rollup: Rollup, uncertain: bool) -> 
     changes: dict[int, Rollup | None] = {seqno: rollup}
     removed: tuple[str, ...] = ()
     if len(state.rollups) >= ROLLUPS_MAX:
-        dropped = sorted(state.rollups)[1]
+        listed = [*sorted(state.rollups), seqno]
+        gaps = {listed[i]: listed[i + 1] - listed[i - 1] for i in range(1, len(listed) - 1)}
+        dropped = min(gaps, key=lambda one: gaps[one])
         changes[dropped] = None
         removed = (state.rollups[dropped].key,)
     return Step(Applied.YES, Diff(rollups=changes, removed_rollups=removed, rollup=rollup.key))

@@ -4,26 +4,40 @@ rows summed.
 Policy: a batch of n rows is of level ``floor(log_f n)`` for the fan-in f. As soon as f batches of one level
 lie in a run of consecutive batches of at most that level, the run is merged; the result is (unless rows
 cancelled out) of a higher level, so each row is rewritten at most once per level, O(log n) times in all.
-The number of batches in a row of one level stays below f; a cap on their total covers adversarial patterns.
+The number of batches in a row of one level stays below f; a cap on their total covers adversarial patterns. A
+batch whose runs did not fit into memory together is merged by itself, when nothing else is due, until it is one run.
+
+The backlog is the state itself: what is due follows from the batches that are there, so whoever commits next
+finds what a crash left undone. A claim in the state keeps two processes from doing the same; it ends by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Sequence, Set
 
-import numpy as np
+import pyarrow as pa
+import structlog
 
 from penstock.persist import commands
 from penstock.persist.commands import Applied
+from penstock.persist.config import PersistConfig
+from penstock.persist.merge import Merge, memory_of, sorted_and_consolidated, write_run
 from penstock.persist.parts import decode_schema, encode_inline
-from penstock.persist.partstore import batch_parts
 from penstock.persist.shard import Shard
 from penstock.persist.state import HollowPart, LinkedBatch, Part, State
-from penstock.runtime import Determinate, Frontier, Timestamp, Updates, hash_columns
+from penstock.runtime import Determinate, ExternalError, Frontier, PenstockError, Timestamp
 
 _BATCHES_MAX_PER_FAN_IN = 8
-_OWNER = "compaction"
+_CLAIM_FROM_ROWS = 1024
+"""Fewer rows cost less to merge twice than to claim."""
+_LEASE_PER_LIMIT = 1.5
+_LIMIT_MAX_S = 6 * 3600.0
+_SMALL_BYTES = 1 << 20
+"""Inputs that are merged in one go, and whose output may stay in the state."""
+OWNER = "compaction"
+"""Where the blobs of its output are: ``<shard>/compaction/``."""
+
+_log = structlog.get_logger("penstock.persist")
 
 
 class Policy:
@@ -33,33 +47,52 @@ class Policy:
         self._fan_in = fan_in
         self._inline_total_bytes = inline_total_bytes
         self._levels: dict[int, int] = {}
+        self._pieces: dict[int, bool] = {}
         self.batches_max = fan_in * _BATCHES_MAX_PER_FAN_IN
         self.unreadable: set[int] = set()
 
-    def choose(self, state: State) -> tuple[LinkedBatch, ...]:
-        """Consecutive batches of `state` to merge now; empty when there is nothing to do."""
+    def choose(self, state: State, claimed: frozenset[int] = frozenset()) -> tuple[LinkedBatch, ...]:
+        """Consecutive batches of `state` to merge now; empty when there is nothing to do.
+
+        `claimed`: batches that somebody else is at.
+        """
         batches = state.batches
-        if len(batches) < self._fan_in and state.inline_bytes <= self._inline_total_bytes // 2:
+        if len(self._pieces) > 4 * len(batches) + 64:
+            self._pieces.clear()
+        if (
+            len(batches) < self._fan_in
+            and state.inline_bytes <= self._inline_total_bytes // 2
+            and not any(self._in_pieces(batch) for batch in batches)
+        ):
             return ()
-        levels = self._levels_of(batches)
+        barred = self.unreadable | claimed
+        levels = self._levels_of(batches, barred)
         for level in sorted({one for one in levels if one is not None}):
             run = _run_of_level(levels, level, self._fan_in)
             if run is not None:
                 return batches[run.start : run.stop]
         if state.inline_bytes > self._inline_total_bytes // 2:
-            return self._inline_run(batches)
+            return self._inline_run(batches, barred)
         if len(batches) > self.batches_max:
-            return self._cheapest_window(batches)
-        return ()
+            return self._cheapest_window(batches, barred)
+        return next(((batch,) for batch in batches if batch.id not in barred and self._in_pieces(batch)), ())
 
-    def _levels_of(self, batches: Sequence[LinkedBatch]) -> list[int | None]:
+    def _in_pieces(self, batch: LinkedBatch) -> bool:
+        """Whether an earlier compaction had to leave several runs, over which equal rows are not summed."""
+        known = self._pieces.get(batch.id)
+        if known is None:
+            runs = {part.run for part in batch.parts if isinstance(part, HollowPart)}
+            known = self._pieces[batch.id] = len(runs) > 1 and 0 not in runs
+        return known
+
+    def _levels_of(self, batches: Sequence[LinkedBatch], barred: Set[int]) -> list[int | None]:
         """Level of each batch, None for those that cannot be read and so end every run."""
         known = self._levels
         if len(known) > 4 * len(batches) + 64:
             self._levels = known = {batch.id: known[batch.id] for batch in batches if batch.id in known}
         levels: list[int | None] = []
         for batch in batches:
-            if batch.id in self.unreadable:
+            if batch.id in barred:
                 levels.append(None)
                 continue
             level = known.get(batch.id)
@@ -68,12 +101,12 @@ class Policy:
             levels.append(level)
         return levels
 
-    def _inline_run(self, batches: Sequence[LinkedBatch]) -> tuple[LinkedBatch, ...]:
+    def _inline_run(self, batches: Sequence[LinkedBatch], barred: Set[int]) -> tuple[LinkedBatch, ...]:
         """The run of batches with inline parts that frees the most."""
         best: list[LinkedBatch] = []
         current: list[LinkedBatch] = []
         for batch in batches:
-            if batch.inline_bytes and batch.id not in self.unreadable:
+            if batch.inline_bytes and batch.id not in barred:
                 current.append(batch)
             else:
                 current = []
@@ -81,11 +114,11 @@ class Policy:
                 best = list(current)
         return tuple(best)
 
-    def _cheapest_window(self, batches: Sequence[LinkedBatch]) -> tuple[LinkedBatch, ...]:
+    def _cheapest_window(self, batches: Sequence[LinkedBatch], barred: Set[int]) -> tuple[LinkedBatch, ...]:
         windows = [
             batches[start : start + self._fan_in]
             for start in range(len(batches) - self._fan_in + 1)
-            if not any(batch.id in self.unreadable for batch in batches[start : start + self._fan_in])
+            if not any(batch.id in barred for batch in batches[start : start + self._fan_in])
         ]
         return tuple(min(windows, key=lambda window: sum(batch.rows for batch in window), default=()))
 
@@ -111,24 +144,32 @@ def _run_of_level(levels: Sequence[int | None], level: int, count: int) -> slice
     return None
 
 
-async def compact(shard: Shard, inputs: Sequence[LinkedBatch]) -> Applied:
-    """Merge `inputs` and put the result in their place. May be run by several processes at once: one of
-    them wins.
+async def compact(shard: Shard, inputs: Sequence[LinkedBatch], claimant: str = "") -> Applied:
+    """Merge `inputs`, consecutive batches, and put the result in their place.
 
-    Raises `CorruptBlobError` when an input cannot be read, or the store's error.
+    May be run by several processes at once: one of them wins. Work that is worth it is claimed as `claimant` before it
+    is begun; NO: somebody else has it, or has done it. Raises `CorruptBlobError` when an input cannot be read, or the
+    store's error. Cancelled, it leaves blobs that the sweep finds.
     """
+    ids = tuple(batch.id for batch in inputs)
+    if claimant and sum(batch.rows for batch in inputs) >= _CLAIM_FROM_ROWS:
+        lease_ms = round(1000 * _LEASE_PER_LIMIT * limit_s(shard.config, inputs))
+        if not await shard.commit(
+            lambda state, attempt: commands.claim(
+                state, ids=ids, claimant=claimant, now_ms=attempt.now_ms, lease_ms=lease_ms
+            ),
+            "claim",
+        ):
+            return Applied.NO
     since = Frontier(shard.state.since)
     parts = await _merge(shard, inputs, since)
     outcome = Applied.NO
     try:
         outcome = await shard.commit(
             lambda state, attempt: commands.replace_batches(
-                state,
-                ids=tuple(batch.id for batch in inputs),
-                since=since,
-                parts=parts,
-                uncertain=attempt.uncertain,
-            )
+                state, ids=ids, since=since, parts=parts, uncertain=attempt.uncertain
+            ),
+            "replace_batches",
         )
     except Determinate:
         await _delete(shard, parts)
@@ -138,47 +179,56 @@ async def compact(shard: Shard, inputs: Sequence[LinkedBatch]) -> Applied:
     return outcome
 
 
+def limit_s(config: PersistConfig, inputs: Sequence[LinkedBatch]) -> float:
+    """How long compacting `inputs` may take, in seconds: a second for each MiB, but not less than configured."""
+    stored = sum(part.size for batch in inputs for part in batch.parts if isinstance(part, HollowPart))
+    return min(max(config.compaction_timeout_ms / 1000, stored / 2**20), _LIMIT_MAX_S)
+
+
 async def _delete(shard: Shard, parts: Sequence[Part]) -> None:
     await shard.parts.delete(shard.id, [part.key for part in parts if isinstance(part, HollowPart)])
 
 
 async def _merge(shard: Shard, inputs: Sequence[LinkedBatch], since: Frontier) -> tuple[Part, ...]:
-    """The consolidated content of `inputs`. Memory is bounded: large inputs are read once per slice of the
-    rows' hashes.
-    """
+    """The consolidated content of `inputs`: in the state where it is small, else in sorted runs."""
     config, store = shard.config, shard.parts
     assert shard.state.schema is not None, f"{shard.id} has batches but no schema"
     schema = decode_schema(shard.state.schema)
-    located = [one for batch in inputs for one in batch_parts(batch)]
-    if not located:
+    if sum(memory_of(part) for batch in inputs for part in batch.parts) <= min(
+        _SMALL_BYTES, config.compaction_memory_bytes
+    ):
+        return await _merge_small(shard, schema, inputs, Timestamp(since))
+    merge = Merge(store, shard.id, OWNER, schema, since, config.compaction_memory_bytes)
+    try:
+        return tuple(await merge.run(inputs))
+    except PenstockError:
+        await _delete_quietly(shard, merge.written)
+        raise
+
+
+async def _merge_small(
+    shard: Shard, schema: pa.Schema, inputs: Sequence[LinkedBatch], since: Timestamp
+) -> tuple[Part, ...]:
+    config, store = shard.config, shard.parts
+    fetched = [
+        await store.fetch(shard.id, schema, batch.id, index, part)
+        for batch in inputs
+        for index, part in enumerate(batch.parts)
+    ]
+    if not fetched:
         return ()
-    size = sum(part.size if isinstance(part, HollowPart) else len(part.data) for _, _, part in located)
-    passes = max(1, -(-size // config.compaction_memory_bytes))
-    output: list[Part] = []
-    for turn in range(passes):
-        gathered: list[Updates] = []
-        for batch_id, index, part in located:
-            updates = await store.fetch(shard.id, schema, batch_id, index, part)
-            if passes > 1:
-                updates = await store.run(partial(_slice, updates, turn, passes))
-            gathered.append(updates)
-        merged = await store.run(partial(_consolidate, gathered, since))
-        gathered.clear()
-        if len(merged) == 0:
-            continue
-        inline = encode_inline(merged, config.inline_bytes) if passes == 1 else None
-        if inline is not None and shard.state.inline_bytes <= config.inline_total_bytes // 2:
-            output.append(inline)
-        else:
-            output += await store.upload(shard.id, _OWNER, merged)
-    return tuple(output)
+    merged = await store.run(lambda: sorted_and_consolidated(fetched, since))
+    if len(merged) == 0:
+        return ()
+    inline = encode_inline(merged, config.inline_bytes)
+    if inline is not None and shard.state.inline_bytes <= config.inline_total_bytes // 2:
+        return (inline,)
+    return tuple(await write_run(store, shard.id, OWNER, merged, 1, config.part_bytes))
 
 
-def _slice(updates: Updates, turn: int, turns: int) -> Updates:
-    """Every row belongs to one turn, equal rows to the same one."""
-    hashes = hash_columns(updates.rows.columns, len(updates))
-    return updates.filter(hashes % np.uint64(turns) == np.uint64(turn))
-
-
-def _consolidate(parts: list[Updates], since: Frontier) -> Updates:
-    return Updates.concat(parts).advance_to(Timestamp(since)).consolidate()
+async def _delete_quietly(shard: Shard, parts: Sequence[HollowPart]) -> None:
+    """On the way out with an error that matters more: what stays is found by the sweep."""
+    try:
+        await _delete(shard, parts)
+    except ExternalError as error:
+        _log.warning("output of a failed compaction stays behind", shard=shard.id, error=error.message)

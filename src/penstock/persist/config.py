@@ -14,8 +14,12 @@ class PersistConfig:
     * `part_bytes`: target size of a part in memory, before encoding.
     * `uploads`: parts encoded and uploaded at a time by one write.
     * `compaction_fan_in`: so many batches of one size class become one of the next.
-    * `compaction_memory_bytes`: encoded input that one compaction pass holds in memory.
+    * `compaction_memory_bytes`: decoded updates that one compaction holds in memory; two parts are held even
+      where they are larger. `compaction_concurrency`: compactions at a time. `compaction_timeout_ms`: a
+      compaction is given up after this, or a second for each MiB of input, whichever is longer.
     * `rollup_every`: versions between full states.
+    * `collect_versions`: versions that one step of garbage collection goes through, where rollups allow.
+      `upkeep_concurrency`: rollups, and likewise collections, at a time. `upkeep_timeout_ms`: limit of one such step.
     * `poll_min_ms`, `poll_max_ms`: pause between looks for new versions; doubles from the first to the
       second while nothing happens. With a pub-sub every pause is `poll_max_ms`.
     * `reader_lease_ms`: a reader that does not renew for so long expires. `writer_lease_ms`: how long a
@@ -27,6 +31,9 @@ class PersistConfig:
     * `store_retry_ms`: how long an operation on a failing store is retried before its error is raised.
     * `cache_bytes`: decoded parts kept in memory.
     * `maintenance`: whether this client compacts, rolls up and collects garbage.
+    * `link_ms`: a stored batch can be appended for so long. `sweep`: whether blobs that crashes left behind are
+      deleted; they are by whoever owns the transactions, once older than twice `link_ms`. `sweep_pause_ms`: between
+      one shard and the next.
     """
 
     inline_bytes: int = 32 * 1024
@@ -34,8 +41,13 @@ class PersistConfig:
     part_bytes: int = 32 * 1024 * 1024
     uploads: int = 3
     compaction_fan_in: int = 8
-    compaction_memory_bytes: int = 64 * 1024 * 1024
+    compaction_memory_bytes: int = 128 * 1024 * 1024
+    compaction_concurrency: int = 2
+    compaction_timeout_ms: int = 90 * 1000
     rollup_every: int = 128
+    collect_versions: int = 4096
+    upkeep_concurrency: int = 8
+    upkeep_timeout_ms: int = 5 * 60 * 1000
     poll_min_ms: int = 25
     poll_max_ms: int = 1000
     reader_lease_ms: int = 15 * 60 * 1000
@@ -45,3 +57,6 @@ class PersistConfig:
     store_retry_ms: int = 10 * 60 * 1000
     cache_bytes: int = 64 * 1024 * 1024
     maintenance: bool = True
+    link_ms: int = 12 * 60 * 60 * 1000
+    sweep: bool = True
+    sweep_pause_ms: int = 60 * 1000

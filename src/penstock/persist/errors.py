@@ -86,6 +86,18 @@ class InvalidUsage(InternalError):
     """
 
 
+class BatchTooOld(PenstockError):
+    """A stored batch was kept for longer than it may wait: a sweep may have deleted its blobs. Store it anew."""
+
+    sqlstate = "55000"
+
+    def __init__(self, shard: str, waited_ms: int, limit_ms: int) -> None:
+        super().__init__(
+            f"a batch for shard {shard} was stored {waited_ms / 1000:.0f} s ago, but can be appended for "
+            f"{limit_ms / 1000:.0f} s only (was this process stopped?); write its updates again"
+        )
+
+
 class ClientClosed(PenstockError):
     """The persist client was closed while an operation was under way."""
 

@@ -122,7 +122,7 @@ class ReaderLease:
         self._expired = True
         self.shard.readers.pop(self.reader_id, None)
         self._on_expire(self.reader_id)
-        await self.shard.commit(lambda state, _: commands.expire_reader(state, reader=self.reader_id))
+        await self.shard.commit(lambda state, _: commands.expire_reader(state, reader=self.reader_id), "expire_reader")
 
     async def expire_best_effort(self) -> None:
         """`expire`, where a failing or slow store is no error: the durable entry ends with its lease."""
@@ -173,7 +173,8 @@ class ReaderLease:
                 since=self.give_up(),
                 hold=self.hold(state),
                 now_ms=attempt.now_ms,
-            )
+            ),
+            "downgrade_since",
         )
         self._renewed_ms = self.shard.clock.now_ms()
         if entry is None and not self._expired and not self.shard.state.tombstone:

@@ -1,227 +1,237 @@
-"""Upkeep of a shard: rollups, garbage collection, compaction, and the sweep of what crashes left behind.
+"""Upkeep of a shard: rollups, garbage collection, compaction.
 
-Whoever committed is asked to do what that commit made due, in the background. Every step may be skipped,
-interrupted, repeated or done by two processes at once; only the size of the shard depends on it, never what
-it contains.
+Whoever committed is asked to do what that commit made due, in the background. What is due follows from the state
+alone, so nothing is lost with a process: the next commit of anybody finds it again. Each kind of step has a lane of
+its own, with a limit of time, a share of the process's slots, and growing pauses after failures; a step that
+hangs, fails or is wrong holds up neither the other lanes nor other shards, nor itself for long.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import TypeVar
+from enum import StrEnum
+from typing import Generic, TypeVar
 
 import structlog
 
 from penstock.persist import commands, metrics
+from penstock.persist.collect import collect_garbage, collectable, roll_up
 from penstock.persist.commands import Applied
-from penstock.persist.compact import Policy, compact
-from penstock.persist.errors import CorruptBlobError, CorruptStateError
-from penstock.persist.partstore import part_time_ms
-from penstock.persist.retry import patiently
+from penstock.persist.compact import Policy, compact, limit_s
+from penstock.persist.config import PersistConfig
+from penstock.persist.errors import ClientClosed, CorruptBlobError
 from penstock.persist.shard import Shard
-from penstock.persist.state import LinkedBatch, Rollup, State, decode_diff, decode_rollup, encode_rollup
+from penstock.persist.state import LinkedBatch, State
 from penstock.persist.store import SeqNo
-from penstock.runtime import Determinate, ExternalError, random_uuid
+from penstock.runtime import PenstockError, random_uuid
+
+W = TypeVar("W")
 
 _log = structlog.get_logger("penstock.persist")
 
-_SCAN_LIMIT = 1024
-_PAUSE_AFTER_FAILURE_S = 5.0
+_PAUSE_S = 5.0
+_PAUSE_MAX_S = 300.0
+_PATIENCE_MAX = 64
+_OUTCOMES = {Applied.YES: "applied", Applied.NO: "superseded", Applied.UNKNOWN: "unknown"}
 
-T = TypeVar("T")
+
+class Kind(StrEnum):
+    """Kinds of steps; their names in metrics and logs."""
+
+    ROLLUP = "rollup"
+    COLLECTION = "collection"
+    COMPACTION = "compaction"
+
+
+class Slots:
+    """How many steps of each kind a process takes at a time. Whoever waits for one is a lane: at most one per shard."""
+
+    def __init__(self, config: PersistConfig) -> None:
+        self._free = {kind: asyncio.Semaphore(config.upkeep_concurrency) for kind in Kind}
+        self._free[Kind.COMPACTION] = asyncio.Semaphore(config.compaction_concurrency)
+
+    async def take(self, kind: Kind) -> None:
+        with metrics.UPKEEP_WAITING.labels(kind).track_inprogress():
+            await self._free[kind].acquire()
+
+    def give_back(self, kind: Kind) -> None:
+        self._free[kind].release()
+
+
+class Overdue(PenstockError):
+    """A step of upkeep was given up after its limit of time."""
+
+
+class _Lane(Generic[W]):
+    """One kind of step for one shard, one at a time, as long as `due` finds work in the newest state."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        shard: Shard,
+        slots: Slots,
+        due: Callable[[State], W | None],
+        step: Callable[[State, W], Awaitable[Applied]],
+        limit_s: Callable[[W], float],
+    ) -> None:
+        self._kind, self._shard, self._slots = kind, shard, slots
+        self._due, self._step, self._limit_s = due, step, limit_s
+        self._failures = 0
+        self._patience = 1
+        self.running: asyncio.Task[None] | None = None
+
+    def poke(self, state: State) -> None:
+        """See whether `state` makes anything due. Cheap; never waits."""
+        if self.running is not None and not self.running.done():
+            return  # it looks again before it ends
+        if self._due(state) is not None:
+            metrics.UPKEEP.labels(self._kind, "requested").inc()
+            self.running = self._shard.tasks.spawn(self._run(), f"{self._kind} of {self._shard.id}")
+
+    async def _run(self) -> None:
+        while self._due(self._shard.state) is not None:
+            await self._slots.take(self._kind)
+            try:
+                failed = await self._one()
+            except ClientClosed:
+                return
+            finally:
+                self._slots.give_back(self._kind)
+            self._failures = self._failures + 1 if failed else 0
+            if failed:
+                pause_s = min(_PAUSE_S * 2 ** (self._failures - 1), _PAUSE_MAX_S)
+                await self._shard.clock.sleep(pause_s)
+
+    async def _one(self) -> bool:
+        """One step; whether it failed. Nothing but cancellation comes out of it."""
+        state = self._shard.state
+        work = self._due(state)
+        if work is None:
+            return False
+        metrics.UPKEEP.labels(self._kind, "started").inc()
+        began_s = self._shard.clock.monotonic()
+        try:
+            outcome = await self._within(self._limit_s(work) * self._patience, lambda: self._step(state, work))
+        except Overdue as error:
+            self._patience = min(2 * self._patience, _PATIENCE_MAX)  # it may be too much work, rather than hang
+            return self._failed("timed_out", error.message)
+        except ClientClosed:
+            raise
+        except PenstockError as error:
+            return self._failed("failed", error.message)
+        except Exception as error:  # a defect in a step must not stop the upkeep of the shard for good
+            _log.error("defect in upkeep", kind=self._kind, shard=self._shard.id, exc_info=error)
+            return self._failed("failed", repr(error))
+        finally:
+            metrics.UPKEEP_SECONDS.labels(self._kind).observe(self._shard.clock.monotonic() - began_s)
+        metrics.UPKEEP.labels(self._kind, _OUTCOMES[outcome]).inc()
+        return False
+
+    def _failed(self, outcome: str, message: str) -> bool:
+        metrics.UPKEEP.labels(self._kind, outcome).inc()
+        _log.warning("upkeep interrupted", kind=self._kind, shard=self._shard.id, error=message)
+        return True
+
+    async def _within(self, limit_s: float, step: Callable[[], Awaitable[Applied]]) -> Applied:
+        """Await `step` for `limit_s` seconds at most. Raises `Overdue`, without waiting for its cancellation."""
+        clock, tasks = self._shard.clock, self._shard.tasks
+
+        async def run() -> Applied | Exception:
+            try:
+                return await step()
+            except Exception as error:  # raised again below, by whoever waits
+                return error
+
+        work = tasks.spawn(run(), f"step of {self._kind}")
+        timer = tasks.spawn(clock.sleep(limit_s), "limit")
+        try:
+            await asyncio.wait({work, timer}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise Overdue(f"{self._kind} of shard {self._shard.id} has not ended within {limit_s:.0f} s")
+        finally:
+            timer.cancel()
+            work.cancel()
+        outcome = work.result()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
 
 class Maintenance:
-    """Runs one step at a time for one shard, as long as something is due."""
+    """The three lanes of one shard in this process."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, slots: Slots) -> None:
         self._shard = shard
-        self._policy = Policy(shard.config.compaction_fan_in, shard.config.inline_total_bytes)
-        self._running: asyncio.Task[None] | None = None
-        self._resume_s = 0.0
-        self._doing = ""
+        self._claimant = random_uuid().hex[:12]
+        config = shard.config
+        self._policy = Policy(config.compaction_fan_in, config.inline_total_bytes)
+        limit = config.upkeep_timeout_ms / 1000
+        self._lanes = (
+            _Lane(Kind.ROLLUP, shard, slots, self._rollup_due, lambda state, _: roll_up(shard, state), lambda _: limit),
+            _Lane(
+                Kind.COLLECTION,
+                shard,
+                slots,
+                self._collectable,
+                lambda _, seqno: collect_garbage(shard, seqno),
+                lambda _: limit,
+            ),
+            _Lane(
+                Kind.COMPACTION,
+                shard,
+                slots,
+                self._to_merge,
+                lambda _, inputs: self._compact(inputs),
+                lambda inputs: limit_s(config, inputs),
+            ),
+        )
 
     def poke(self, state: State) -> None:
         """See whether the commit of `state` made anything due. Cheap; never waits."""
-        if self._running is not None and not self._running.done():
-            return  # it looks again before it ends
-        if self._shard.clock.monotonic() < self._resume_s:
-            return
-        if self._rollup_due(state) or self._collectable(state) is not None or self._to_merge(state):
-            self._running = self._shard.tasks.spawn(self._run(), f"maintain {self._shard.id}")
+        for lane in self._lanes:
+            lane.poke(state)
 
-    async def _run(self) -> None:
-        try:
-            more = True
-            while more:
-                more = await self._step(self._shard.state)
-        except ExternalError as error:  # a commit after a pause pokes again
-            metrics.UPKEEP.labels(self._doing, "failed").inc()
-            self._pause()
-            _log.warning("maintenance interrupted", shard=self._shard.id, error=error.message)
-        except CorruptStateError as error:
-            metrics.UPKEEP.labels(self._doing, "failed").inc()
-            self._pause()
-            _log.error("maintenance stopped", shard=self._shard.id, error=error.message)
+    async def idle(self) -> None:
+        """Return when nothing is under way. Cancellable."""
+        while running := [one.running for one in self._lanes if one.running is not None and not one.running.done()]:
+            await asyncio.wait(running)
 
-    def _pause(self) -> None:
-        self._resume_s = self._shard.clock.monotonic() + _PAUSE_AFTER_FAILURE_S
-
-    async def _step(self, state: State) -> bool:
-        """Do what is due first; False when nothing is."""
-        if state.tombstone:
-            return False
-        if self._rollup_due(state):
-            self._doing = "rollup"
-            _count("rollup", await roll_up(self._shard, state))
-            return True
-        collectable = self._collectable(state)
-        if collectable is not None:
-            self._doing = "collection"
-            await collect_garbage(self._shard, collectable)
-            metrics.UPKEEP.labels("collection", "done").inc()
-            return True
-        inputs = self._to_merge(state)
-        if inputs:
-            self._doing = "compaction"
-            await self._compact(inputs)
-        return bool(inputs)
-
-    def _rollup_due(self, state: State) -> bool:
-        return state.seqno - state.latest_rollup >= self._rollup_every() and not state.tombstone
+    def _rollup_due(self, state: State) -> bool | None:
+        return (state.seqno - state.latest_rollup >= self._rollup_every() and not state.tombstone) or None
 
     def _rollup_every(self) -> int:
         """Processes that only read leave the upkeep to the writers', unless these fall behind."""
         every = self._shard.config.rollup_every
         return every if self._shard.writers else 2 * every
 
-    def _to_merge(self, state: State) -> tuple[LinkedBatch, ...]:
-        if self._shard.writers or len(state.batches) > self._policy.batches_max:
-            return self._policy.choose(state)
-        return ()
-
     def _collectable(self, state: State) -> SeqNo | None:
-        """The version below which everything can go: the newest rollup that no reader's hold is before."""
-        since = state.seqno_since
-        usable = max((seqno for seqno in state.rollups if seqno <= since), default=0)
         slack = 0 if self._shard.writers else self._rollup_every()
-        return SeqNo(usable) if usable > state.collected + slack else None
+        seqno = None if state.tombstone else collectable(state, self._shard.config.collect_versions)
+        return seqno if seqno is not None and seqno > state.collected + slack else None
 
-    async def _compact(self, inputs: tuple[LinkedBatch, ...]) -> None:
+    def _to_merge(self, state: State) -> tuple[LinkedBatch, ...] | None:
+        if self._shard.writers or len(state.batches) > self._policy.batches_max:
+            now_ms = self._shard.clock.now_ms()
+            claimed = commands.claimed(state, claimant=self._claimant, now_ms=now_ms) if state.claims else frozenset()
+            return self._policy.choose(state, claimed) or None
+        return None
+
+    async def _compact(self, inputs: tuple[LinkedBatch, ...]) -> Applied:
         ids = {batch.id for batch in inputs}
         try:
-            _count("compaction", await compact(self._shard, inputs))
-            metrics.COMPACTED_ROWS.inc(sum(batch.rows for batch in inputs))
+            outcome = await compact(self._shard, inputs, self._claimant)
         except CorruptBlobError as error:
             newest = await self._shard.fetch()
             if not ids <= {batch.id for batch in newest.batches}:
-                _count("compaction", Applied.NO)
-                return  # another process compacted them first and their blobs were collected
+                return Applied.NO  # another process compacted them first and their blobs were collected
             damaged = {batch.id for batch in inputs if any(error.key.endswith(key) for key in batch.keys)}
             self._policy.unreadable |= damaged or ids
-            metrics.UPKEEP.labels("compaction", "failed").inc()
+            metrics.UPKEEP.labels(Kind.COMPACTION, "damaged").inc()
             _log.error("cannot compact", shard=self._shard.id, error=error.message)
-
-
-def _count(step: str, outcome: Applied) -> None:
-    metrics.UPKEEP.labels(step, "superseded" if outcome is Applied.NO else "done").inc()
-
-
-async def roll_up(shard: Shard, state: State) -> Applied:
-    """Store `state` as a blob and list it."""
-    data = await shard.parts.run(lambda: encode_rollup(state))
-    rollup = Rollup(f"v{state.seqno}/r{random_uuid()}", len(data))
-    await _patiently(shard, lambda: shard.parts.blob.set(f"{shard.id}/{rollup.key}", data), "write a rollup")
-    outcome = Applied.NO
-    try:
-        outcome = await shard.commit(
-            lambda current, attempt: commands.add_rollup(
-                current, seqno=state.seqno, rollup=rollup, uncertain=attempt.uncertain
-            )
-        )
-    except Determinate:
-        await shard.parts.delete(shard.id, [rollup.key])
-        raise
-    if outcome is Applied.NO:
-        await shard.parts.delete(shard.id, [rollup.key])
-    return outcome
-
-
-async def collect_garbage(shard: Shard, seqno: SeqNo) -> None:
-    """Delete blobs that only versions below `seqno` refer to, then those versions. `seqno` must be that of
-    a rollup.
-
-    The order matters: a crash after the deletions repeats them, a crash after a truncation that came first
-    would forget which blobs to delete.
-    """
-    rollup = shard.state.rollups.get(seqno)
-    if rollup is None:
-        return  # collected by another process
-    data = await _patiently(shard, lambda: shard.parts.blob.get(f"{shard.id}/{rollup.key}"), "read a rollup")
-    if data is None or decode_rollup(shard.id, data).seqno != seqno:
-        raise CorruptStateError(shard.id, f"rollup {rollup.key} is missing or another's: nothing is collected")
-    removed = await _removed_keys(shard, SeqNo(seqno + 1))
-    garbage = sorted(removed - shard.state.keys())
-    await shard.parts.delete(shard.id, garbage)
-    metrics.COLLECTED_BLOBS.inc(len(garbage))
-    await _patiently(shard, lambda: shard.consensus.truncate(shard.id, seqno), "truncate")
-    await shard.commit(lambda state, _: commands.collect(state, seqno=seqno))
-
-
-async def _removed_keys(shard: Shard, end: int | None) -> set[str]:
-    """Keys that live diffs below `end` (None: all) stopped referring to."""
-    keys: set[str] = set()
-    start = SeqNo(0)
-    while True:
-        scan = partial(shard.consensus.scan, shard.id, start, _SCAN_LIMIT)
-        versions = await _patiently(shard, scan, "scan")
-        for version in versions:
-            if end is not None and version.seqno >= end:
-                return keys
-            diff = decode_diff(shard.id, version.data)
-            keys.update(diff.removed_rollups)
-            if diff.replace is not None:
-                keys.update(diff.replace.removed)
-        if len(versions) < _SCAN_LIMIT:
-            return keys
-        start = SeqNo(versions[-1].seqno + 1)
-
-
-async def remove_all(shard: Shard) -> None:
-    """Delete whatever a finalized shard has stored, but for its tombstone."""
-    state = shard.state
-    assert state.tombstone, f"{shard.id} is not finalized"
-    blobs = await _patiently(shard, lambda: shard.parts.blob.list_prefix(f"{shard.id}/"), "list")
-    await shard.parts.delete(shard.id, [key.partition("/")[2] for key, _ in blobs])
-    await _patiently(shard, lambda: shard.consensus.truncate(shard.id, SeqNo(state.seqno)), "truncate")
-
-
-async def sweep_orphans(shard: Shard, older_than_ms: int, keep: frozenset[str]) -> list[str]:
-    """See `PersistClient.sweep`. Blobs are listed before the state is read, so that none is linked unseen
-    in between.
-    """
-    blobs = await _patiently(shard, lambda: shard.parts.blob.list_prefix(f"{shard.id}/"), "list")
-    state = await shard.fetch()
-    referenced = state.keys() | await _removed_keys(shard, None) | keep
-    deadline_ms = shard.clock.now_ms() - older_than_ms
-    orphans = []
-    for key, _ in blobs:
-        own = key.partition("/")[2]
-        written_ms = part_time_ms(own.rpartition("/")[2])
-        stale_rollup = own.startswith("v") and _rollup_seqno(own) < state.latest_rollup
-        old = written_ms < deadline_ms if written_ms is not None else stale_rollup
-        if old and own not in referenced:
-            orphans.append(own)
-    await shard.parts.delete(shard.id, orphans)
-    return orphans
-
-
-def _rollup_seqno(key: str) -> int:
-    number = key.partition("/")[0][1:]
-    return int(number) if number.isdigit() else 2**63
-
-
-async def _patiently(shard: Shard, operation: Callable[[], Awaitable[T]], what: str) -> T:
-    return await patiently(operation, shard.clock, shard.config.store_retry_ms, f"{what} of {shard.id}")
+            return Applied.UNKNOWN
+        if outcome is Applied.YES:
+            metrics.COMPACTED_ROWS.inc(sum(batch.rows for batch in inputs))
+        elif outcome is Applied.NO:
+            await self._shard.fetch()  # what was chosen from is behind, or somebody else has the work
+        return outcome

@@ -86,7 +86,9 @@ def encode_object(updates: Updates, key: str) -> tuple[bytes, HollowPart]:
             writer.write_batch(batch)
     data = sink.getvalue().to_pybytes()
     rows, diff_sum, time_min, time_max = _summary(updates)
-    return data, HollowPart(key, format_, len(data), zlib.crc32(data), rows, diff_sum, time_min, time_max)
+    return data, HollowPart(
+        key, format_, len(data), zlib.crc32(data), rows, diff_sum, time_min, time_max, memory=updates.nbytes
+    )
 
 
 def buffer_bytes(updates: Updates) -> int:

@@ -15,7 +15,7 @@ from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, CorruptBlobError
 from penstock.persist.parts import PartDamaged, buffer_bytes, decode_inline, decode_object, encode_object, project
 from penstock.persist.retry import patiently
-from penstock.persist.state import HollowPart, LinkedBatch, Part
+from penstock.persist.state import HollowPart, Part
 from penstock.persist.store import Blob, ShardId
 from penstock.runtime import Clock, ExternalError, Updates, random_uuid
 
@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 _CACHED_PART_BYTES_MAX = 4 * 1024 * 1024
 _OBJECT_BYTES = 1024
+_DELETES = 32
+"""Blobs deleted at a time."""
 
 CacheKey = tuple[ShardId, int | str, int]
 
@@ -39,13 +41,17 @@ class PartStore:
         self._cache_bytes = 0
         self._closed = False
 
-    async def upload(self, shard: ShardId, owner: str, updates: Updates) -> list[HollowPart]:
-        """Store `updates` as parts of about `part_bytes` under ``shard/owner/``; durable on return.
+    async def upload(
+        self, shard: ShardId, owner: str, updates: Updates, *, part_bytes: int | None = None
+    ) -> list[HollowPart]:
+        """Store `updates` as parts of about `part_bytes` (None: the configured size) under ``shard/owner/``.
+
+        Durable on return.
 
         On an error, what was stored before it is deleted as far as possible; a cancelled call leaves
         orphans to the sweep rather than prolong itself.
         """
-        slices = list(enumerate(_slices(updates, self.config.part_bytes)))
+        slices = list(enumerate(_slices(updates, part_bytes or self.config.part_bytes)))
         written: dict[int, HollowPart] = {}
         try:
             for start in range(0, len(slices), self.config.uploads):
@@ -74,9 +80,13 @@ class PartStore:
         index: int,
         part: Part,
         columns: Sequence[str] | None = None,
+        *,
+        keep: bool = True,
     ) -> Updates:
         """The updates of `part`, which is the one at `index` of batch `batch_id`. Raises
         `CorruptBlobError`.
+
+        `keep`: in the cache, for whoever reads it next.
         """
         cache_key: CacheKey = (shard, part.key, 0) if isinstance(part, HollowPart) else (shard, batch_id, index)
         cached = self._cache.get(cache_key)
@@ -86,7 +96,8 @@ class PartStore:
             return project(cached, columns)
         if not isinstance(part, HollowPart):
             updates = decode_inline(part, schema)
-            self.remember(cache_key, updates)
+            if keep:
+                self.remember(cache_key, updates)
             return project(updates, columns)
         key = f"{shard}/{part.key}"
         data = await self._patiently(lambda: self.blob.get(key), f"read part {key}")
@@ -97,7 +108,7 @@ class PartStore:
             updates = await self.run(lambda: decode_object(data, part, schema, columns))
         except PartDamaged as error:
             raise CorruptBlobError(shard, key, str(error)) from error
-        if columns is None:
+        if columns is None and keep:
             self.remember(cache_key, updates)
         return updates
 
@@ -119,8 +130,13 @@ class PartStore:
 
     async def delete(self, shard: ShardId, keys: Sequence[str]) -> None:
         """Delete blobs by their keys within `shard`; those that are gone already are fine."""
-        for key in keys:
-            await self._delete_one(f"{shard}/{key}")
+        for start in range(0, len(keys), _DELETES):
+            some = keys[start : start + _DELETES]
+            for outcome in await asyncio.gather(
+                *(self._delete_one(f"{shard}/{key}") for key in some), return_exceptions=True
+            ):
+                if isinstance(outcome, BaseException):
+                    raise outcome
 
     async def _delete_one(self, key: str) -> None:
         await self._patiently(lambda: self.blob.delete(key), f"delete {key}")
@@ -164,11 +180,6 @@ def part_time_ms(name: str) -> int | None:
         return int(name[1:13], 16) if name.startswith("p") else None
     except ValueError:
         return None
-
-
-def batch_parts(batch: LinkedBatch) -> list[tuple[int, int, Part]]:
-    """(batch id, index, part) of each part, as `PartStore.fetch` wants them."""
-    return [(batch.id, index, part) for index, part in enumerate(batch.parts)]
 
 
 def _slices(updates: Updates, bytes_max: int) -> list[Updates]:

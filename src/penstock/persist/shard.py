@@ -97,49 +97,60 @@ class Shard:
 
     # Committing
 
-    async def commit(self, command: Command[R]) -> R:
-        """Run `command` until its diff is committed or it has none. Durable on return.
+    async def commit(self, command: Command[R], name: str = "other") -> R:
+        """Run `command` until its diff is committed or it has none. Durable on return. `name`: for the metrics.
 
         Raises `StoreFull` at once and the store's error after `store_retry_ms`: `Determinate` if no attempt
         can have taken effect, else `Indeterminate`. A cancelled call has either happened or not.
         """
-        started = self.clock.monotonic()
-        async with self._lock:
-            # A token outlives half a writer's lease for certain; past that an unknown outcome stays unknown.
-            limit_ms = min(self.config.store_retry_ms, self.config.writer_lease_ms // 2)
-            patience = Patience(self.clock, limit_ms, f"commit to {self.id}")
-            unknown: Indeterminate | None = None
-            while True:
-                base = self.state
-                now_ms = self.clock.now_ms()
-                step = command(base, Attempt(now_ms, unknown is not None))
-                if step.diff is None:
-                    return step.result
-                diff = self._complete(base, step.diff, now_ms)
-                data = encode_diff(diff)
-                try:
-                    outcome = await self.consensus.compare_and_set(self.id, Versioned(SeqNo(diff.seqno), data))
-                except Determinate as error:
-                    metrics.COMMITS.labels("determinate").inc()
-                    await patience.wait(unknown or error)
-                    continue
-                except Indeterminate as error:
-                    metrics.COMMITS.labels("indeterminate").inc()
-                    unknown = error
-                    await patience.wait(error)
-                    await self._refresh()
-                    continue
-                metrics.COMMITS.labels(outcome.value).inc()
-                if outcome is CasResult.COMMITTED:
-                    metrics.COMMIT_SECONDS.observe(self.clock.monotonic() - started)
-                    self._install(apply(base, diff))
-                    if self._pubsub is not None:
-                        self._pubsub.publish(self.id, Versioned(SeqNo(diff.seqno), data))
-                    self.after_commit(self.state)
-                    return step.result
+        count = metrics.of_command(name)
+        count.started.inc()
+        started_s = self.clock.monotonic()
+        try:
+            async with self._lock:
+                result = await self._commit(command, count)
+        except Exception:
+            count.failed.inc()
+            raise
+        count.succeeded.inc()
+        count.seconds.observe(self.clock.monotonic() - started_s)
+        return result
+
+    async def _commit(self, command: Command[R], count: metrics.CommandMetrics) -> R:
+        # A token outlives half a writer's lease for certain; past that an unknown outcome stays unknown.
+        limit_ms = min(self.config.store_retry_ms, self.config.writer_lease_ms // 2)
+        patience = Patience(self.clock, limit_ms, f"commit to {self.id}")
+        unknown: Indeterminate | None = None
+        while True:
+            base = self.state
+            now_ms = self.clock.now_ms()
+            step = command(base, Attempt(now_ms, unknown is not None))
+            if step.diff is None:
+                if unknown is not None:
+                    count.found_done.inc()
+                return step.result
+            diff = self._complete(base, step.diff, now_ms)
+            data = encode_diff(diff)
+            try:
+                outcome = await self.consensus.compare_and_set(self.id, Versioned(SeqNo(diff.seqno), data))
+            except Determinate as error:
+                await patience.wait(unknown or error)
+                continue
+            except Indeterminate as error:
+                unknown = error
+                await patience.wait(error)
                 await self._refresh()
-                if self.state.seqno == base.seqno:
-                    raise CorruptStateError(self.id, f"consensus has lost versions up to {base.seqno}")
+                continue
+            if outcome is CasResult.COMMITTED:
+                self._install(apply(base, diff))
+                if self._pubsub is not None:
+                    self._pubsub.publish(self.id, Versioned(SeqNo(diff.seqno), data))
+                self.after_commit(self.state)
+                return step.result
+            count.mismatch.inc()
+            await self._refresh()
+            if self.state.seqno == base.seqno:
+                raise CorruptStateError(self.id, f"consensus has lost versions up to {base.seqno}")
 
     def _complete(self, base: State, diff: Diff, now_ms: int) -> Diff:
         """Fill in what every version carries, renew this process's readers, drop the expired.
@@ -148,12 +159,14 @@ class Shard:
         process, stays.
         """
         readers: dict[str, Reader | None] = {}
+        # A rollup can be collected up to once the holds have passed it: let them do so along with it.
+        wanted_hold = max(diff.rollups, default=0)
         for reader_id, entry in base.readers.items():
             if reader_id in diff.readers:
                 continue
             local = self.readers.get(reader_id)
             if local is not None:
-                renewed = self._renewed(base, entry, local, now_ms)
+                renewed = self._renewed(base, entry, local, now_ms, wanted_hold)
                 if renewed is not None:
                     readers[reader_id] = renewed
             elif entry.heartbeat_ms + entry.lease_ms < now_ms:
@@ -173,13 +186,14 @@ class Shard:
         )
         return with_since(base, complete) if any(readers.values()) else complete
 
-    def _renewed(self, base: State, entry: Reader, local: LocalReader, now_ms: int) -> Reader | None:
+    def _renewed(self, base: State, entry: Reader, local: LocalReader, now_ms: int, wanted_hold: int) -> Reader | None:
         """The entry of a reader of this process with its hold, since and heartbeat moved on, if that is
-        due.
+        due, or if it lets go of what is below `wanted_hold`.
         """
         hold = max(entry.hold, local.hold(base))
         stale = entry.heartbeat_ms + entry.lease_ms // 4 < now_ms
-        if not stale and hold < entry.hold + self.config.hold_versions:
+        lets_go = entry.hold < wanted_hold and hold > entry.hold
+        if not stale and not lets_go and hold < entry.hold + self.config.hold_versions:
             return None
         since = max(entry.since, local.give_up())
         return replace(entry, hold=hold, since=since, heartbeat_ms=max(entry.heartbeat_ms, now_ms))

@@ -50,5 +50,6 @@ class SinceHandle:
                 new_opaque=new_opaque,
                 since=since,
                 uncertain=attempt.uncertain,
-            )
+            ),
+            "compare_and_downgrade_since",
         )

@@ -25,7 +25,11 @@ _ROLLUP_FORMAT = b"PSR1"
 
 
 class HollowPart(msgspec.Struct, frozen=True, array_like=True, tag="h"):
-    """Updates in a blob. `key` lacks the shard; `size` (bytes) and `crc` (CRC-32) are the object's."""
+    """Updates in a blob. `key` lacks the shard; `size` (bytes) and `crc` (CRC-32) are the object's.
+
+    `run`: 0 for a part in no order; the parts of a batch with the same number beyond 0 are one run, sorted as
+    `order` says. `memory`: bytes when decoded, 0 for unknown.
+    """
 
     key: str
     format: str
@@ -35,6 +39,8 @@ class HollowPart(msgspec.Struct, frozen=True, array_like=True, tag="h"):
     diff_sum: int
     time_min: int
     time_max: int
+    run: int = 0
+    memory: int = 0
 
 
 class InlinePart(msgspec.Struct, frozen=True, array_like=True, tag="i"):
@@ -112,6 +118,19 @@ class Rollup(msgspec.Struct, frozen=True, array_like=True):
     size: int
 
 
+class Claim(msgspec.Struct, frozen=True, array_like=True):
+    """Somebody is compacting the batches `ids`. It is void after `lease_ms`: whoever took it has died."""
+
+    ids: tuple[int, ...]
+    claimant: str
+    started_ms: int
+    lease_ms: int
+
+    def live(self, now_ms: int) -> bool:
+        """Whether others leave these batches alone. Clocks may differ, so one from the future ends as well."""
+        return abs(now_ms - self.started_ms) < self.lease_ms
+
+
 class Replace(msgspec.Struct, frozen=True, array_like=True):
     """Consecutive batches `ids` become `batch`. `removed`: keys of parts that this version no longer refers
     to.
@@ -140,6 +159,7 @@ class Diff(msgspec.Struct, frozen=True, omit_defaults=True):
     schema: bytes | None = None
     collected: int | None = None
     tombstone: bool = False
+    claims: dict[int, Claim | None] = {}
 
 
 class State(msgspec.Struct, frozen=True):
@@ -161,6 +181,8 @@ class State(msgspec.Struct, frozen=True):
     collected: int = 0
     tombstone: bool = False
     inline_bytes: int = 0
+    claims: dict[int, Claim] = {}
+    """By the first of their batches: compactions under way."""
 
     @property
     def seqno_since(self) -> SeqNo:
@@ -219,6 +241,7 @@ def apply(state: State, diff: Diff) -> State:
         collected=state.collected if diff.collected is None else diff.collected,
         tombstone=False,
         inline_bytes=inline_bytes,
+        claims=_merge(state.claims, diff.claims),
     )
 
 

@@ -12,8 +12,9 @@ import structlog
 
 from penstock.persist import commands, metrics
 from penstock.persist.commands import Appended, Step
-from penstock.persist.errors import ClientClosed, InvalidUsage, Mismatch
+from penstock.persist.errors import BatchTooOld, ClientClosed, InvalidUsage, Mismatch
 from penstock.persist.parts import encode_inline
+from penstock.persist.partstore import part_time_ms
 from penstock.persist.shard import Attempt, Shard
 from penstock.persist.state import HollowPart, Part, State
 from penstock.persist.store import ShardId
@@ -55,6 +56,13 @@ class Batch:
     def keys(self) -> list[str]:
         """Keys of its blobs within the shard."""
         return [part.key for part in self.parts if isinstance(part, HollowPart)]
+
+    def check_age(self, now_ms: int, limit_ms: int) -> None:
+        """Raise `BatchTooOld` when its blobs may have been swept, for nothing referred to them in time."""
+        written = [part_time_ms(key.rpartition("/")[2]) for key in self.keys]
+        waited_ms = now_ms - min((time for time in written if time is not None), default=now_ms)
+        if waited_ms > limit_ms:
+            raise BatchTooOld(self.shard, waited_ms, limit_ms)
 
     def to_bytes(self) -> bytes:
         """A durable form: what it refers to stays until the batch is appended or deleted."""
@@ -166,14 +174,17 @@ class WriteHandle:
         return Batch(self.shard, lower, upper, tuple(await self._shard.parts.upload(self.shard, self._writer, updates)))
 
     async def compare_and_append_batches(
-        self, batches: Sequence[Batch], expected_upper: Frontier, new_upper: Frontier
+        self, batches: Sequence[Batch], expected_upper: Frontier, new_upper: Frontier, *, kept: bool = False
     ) -> Mismatch | None:
         """Like `compare_and_append`, for stored batches, each within ``[expected_upper, new_upper)``.
 
-        On `Mismatch` the batches are still the caller's. A batch must not be appended twice.
+        On `Mismatch` the batches are still the caller's. A batch must not be appended twice. `kept`: the caller has
+        seen to it that a sweep spares their blobs; else `BatchTooOld` is raised when they have waited for too long.
         """
         self._check_open()
         for batch in batches:
+            if not kept:
+                batch.check_age(self._shard.clock.now_ms(), self._shard.config.link_ms)
             if batch.shard != self.shard:
                 raise InvalidUsage(f"a batch of shard {batch.shard} cannot be appended to {self.shard}")
             if batch.parts and not expected_upper <= batch.lower <= batch.upper <= new_upper:
@@ -203,7 +214,7 @@ class WriteHandle:
             return
         self._expired = True
         self._shard.writers.discard(self._writer)
-        await self._shard.commit(lambda state, _: commands.expire_writer(state, writer=self._writer))
+        await self._shard.commit(lambda state, _: commands.expire_writer(state, writer=self._writer), "expire_writer")
 
     async def expire_best_effort(self) -> None:
         """`expire`, where a failing store is no error: the durable entry ends with its lease."""
@@ -237,7 +248,7 @@ class WriteHandle:
             )
 
         async with self._one_in_flight:  # a second one would make an unknown outcome undecidable
-            return await self._shard.commit(append)
+            return await self._shard.commit(append, "compare_and_append")
 
     def _check_times(self, updates: Updates, lower: Frontier, upper: Frontier) -> None:
         if lower > upper:

@@ -15,13 +15,15 @@ not at all, in any crash:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 import structlog
 
+from penstock.persist import metrics
 from penstock.persist.client import PersistClient
 from penstock.persist.errors import InvalidUsage, Mismatch, SchemaMismatch
 from penstock.persist.parts import encode_schema
@@ -43,6 +45,7 @@ from penstock.runtime import (
 )
 
 A = TypeVar("A")
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _log = structlog.get_logger("penstock.txn")
@@ -62,6 +65,28 @@ class TooLate:
     """Nothing happened: the time was passed. Times from `upper` on are possible."""
 
     upper: Frontier
+
+
+def _counted(op: str) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:
+    """Count a method as the operation `op`, with its outcome and duration."""
+    seconds = metrics.TXNS_SECONDS.labels(op)
+    done, too_late, failed = (metrics.TXNS.labels(op, outcome) for outcome in ("done", "too_late", "failed"))
+
+    def count(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+        @wraps(method)
+        async def counted(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                with seconds.time():
+                    result = await method(*args, **kwargs)
+            except Exception:
+                failed.inc()
+                raise
+            (too_late if isinstance(result, TooLate) else done).inc()
+            return result
+
+        return counted
+
+    return count
 
 
 class TxnsWriter:
@@ -114,6 +139,7 @@ class TxnsWriter:
         """The registered shards as of the newest commit that was read back, with their schemas."""
         return {shard: entry.schema for shard, entry in self._log.registrations.items()}
 
+    @_counted("commit")
     async def commit_at(self, writes: dict[ShardId, list[Updates]], ts: Timestamp) -> TooLate | None:
         """Write to all these shards, or to none. All updates must be at `ts`. Durable on None, and readable
         at `ts`.
@@ -142,6 +168,7 @@ class TxnsWriter:
                 await self._discard(batches)
             return late
 
+    @_counted("register")
     async def register(self, shards: dict[ShardId, pa.Schema], ts: Timestamp) -> TooLate | None:
         """From `ts` on these shards are written by `commit_at` only. Those that are registered already stay
         as they are.
@@ -168,6 +195,7 @@ class TxnsWriter:
                 return TooLate(upper)  # it was written beyond ts already, without transactions
             return await self._append(entries, [], expected, ts)
 
+    @_counted("forget")
     async def forget(self, shards: list[ShardId], ts: Timestamp) -> TooLate | None:
         """These shards are no longer written by `commit_at`; from ``ts + 1`` on they have their own upper
         again.
@@ -184,6 +212,7 @@ class TxnsWriter:
                 await self._end(endings)
             return late
 
+    @_counted("apply")
     async def apply_le(self, ts: Timestamp) -> None:
         """Move all writes up to `ts` into their shards. Idempotent.
 
@@ -199,6 +228,7 @@ class TxnsWriter:
             await self._end([ending for ending in self._log.endings.values() if ending.ts <= ts])
         self._compact_now_and_then()
 
+    @_counted("compact")
     async def compact_to(self, ts: Timestamp) -> None:
         """Let the log forget the times of what happened up to `ts`. It never passes a write that is still
         in it.
@@ -213,8 +243,15 @@ class TxnsWriter:
         self._compacted_s = self._clock.monotonic()
 
     def unapplied_keys(self, shard: ShardId) -> frozenset[str]:
-        """Blobs of committed writes that the shard does not refer to yet: what a sweep of it must keep."""
+        """Blobs of committed writes that the shard does not refer to yet, as far as this process knows."""
         return frozenset(key for write in self._log.unapplied(shard) for key in write.batch.keys)
+
+    async def keys_to_keep(self, shard: ShardId) -> frozenset[str]:
+        """`unapplied_keys` as of some moment after the call began, whoever else commits: what a sweep must keep."""
+        upper = await self._writer.fetch_recent_upper()
+        if upper > 0:
+            await self._log.wait_past(step_back(upper))
+        return self.unapplied_keys(shard)
 
     async def close(self) -> None:
         """End the background work. What was committed stays committed. May be called twice."""
@@ -261,6 +298,9 @@ class TxnsWriter:
         """
         if ts < expected:
             return TooLate(expected)
+        writes = [entry for entry in added if isinstance(entry, Write)]
+        for write in writes:
+            write.batch.check_age(self._clock.now_ms(), self._client.config.link_ms)
         tidy = [entry for entry in self._tidy.values() if self._log.holds(entry)]
         updates = encode(added, [*retracted, *tidy], ts)
         result = await self._writer.compare_and_append(updates, expected, Frontier(ts + 1))
@@ -268,6 +308,9 @@ class TxnsWriter:
             return TooLate(result.current_upper)
         for entry in tidy:
             self._tidy.pop(entry.payload, None)
+        for write in writes:
+            metrics.TXNS_WRITES.labels("inline" if write.inline else "blob").inc()
+        metrics.TXNS_UNAPPLIED_BYTES.set(self._log.unapplied_bytes)
         return None
 
     async def _apply_shard(self, writes: Sequence[Write]) -> None:
@@ -281,7 +324,9 @@ class TxnsWriter:
         upper = writer.upper
         while pending := [write for write in writes if write.ts >= upper]:
             new_upper = Frontier(pending[-1].ts + 1)
-            result = await writer.compare_and_append_batches([write.batch for write in pending], upper, new_upper)
+            result = await writer.compare_and_append_batches(
+                [write.batch for write in pending], upper, new_upper, kept=True
+            )
             upper = new_upper if result is None else result.current_upper
         self._tidy.update((write.payload, write) for write in writes)
 

@@ -1,0 +1,184 @@
+"""Merging the runs of several batches into consolidated, sorted runs, within a bound of memory.
+
+Of each run one part is in memory at a time. What all runs have reached can be consolidated and written: the
+updates up to the least of the runs' last ones (`order`). Runs are taken in groups that fit into the bound, two at
+least; each group gives one sorted run, so more than one group gives a batch of several runs, across which equal
+rows are not summed until a later compaction takes them together. Each input is read once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+from msgspec.structs import replace
+
+from penstock.persist import metrics
+from penstock.persist.order import Keys
+from penstock.persist.partstore import PartStore
+from penstock.persist.state import HollowPart, LinkedBatch, Part
+from penstock.persist.store import ShardId
+from penstock.runtime import Frontier, Timestamp, Updates
+
+_DECODED_PER_ENCODED = 4
+"""Guess for parts that do not say how large they are in memory."""
+_OUTPUTS_IN_MEMORY = 8
+"""The output parts are this fraction of the bound; two of them are reserved for what is being written."""
+_PART_BYTES_MIN = 4096
+
+Located = tuple[int, int, Part]
+"""(batch id, index in the batch, part)."""
+
+
+@dataclass
+class Run:
+    """Parts in the order of `order`, read one by one, or together when they have none (small ones in the state)."""
+
+    parts: deque[list[Located]]
+    memory: int
+    block: Updates | None = None
+    keys: Keys | None = field(default=None, repr=False)
+
+    @property
+    def spent(self) -> bool:
+        return not self.parts and self.block is None
+
+
+def runs_of(batches: Sequence[LinkedBatch]) -> list[Run]:
+    """The runs of `batches`. All parts in the state are one, read at once: their size is bounded together."""
+    inline: list[Located] = []
+    sorted_runs: dict[tuple[int, int], list[Located]] = {}
+    single: list[Located] = []
+    for batch in batches:
+        for index, part in enumerate(batch.parts):
+            located = (batch.id, index, part)
+            if not isinstance(part, HollowPart):
+                inline.append(located)
+            elif part.run:
+                sorted_runs.setdefault((batch.id, part.run), []).append(located)
+            else:
+                single.append(located)
+    runs = [
+        Run(deque([one] for one in run), max(memory_of(part) for _, _, part in run)) for run in sorted_runs.values()
+    ]
+    runs += [Run(deque([[located]]), memory_of(located[2])) for located in single]
+    if inline:
+        runs.append(Run(deque([inline]), sum(memory_of(part) for _, _, part in inline)))
+    return runs
+
+
+def memory_of(part: Part) -> int:
+    """Bytes of the decoded `part`, by its own account or guessed."""
+    if isinstance(part, HollowPart):
+        return part.memory or _DECODED_PER_ENCODED * part.size
+    return part.raw_size or len(part.data)
+
+
+def grouped(runs: Sequence[Run], memory_bytes: int) -> list[list[Run]]:
+    """Consecutive runs that fit into `memory_bytes` together; at least two to a group, else nothing would get fewer."""
+    groups: list[list[Run]] = []
+    held = 0
+    for run in runs:
+        fits = held + run.memory <= memory_bytes
+        if groups and (fits or len(groups[-1]) < 2):
+            if not fits:
+                metrics.COMPACTION_MEMORY_EXCEEDED.inc()
+            groups[-1].append(run)
+            held += run.memory
+        else:
+            groups.append([run])
+            held = run.memory
+    return groups
+
+
+class Merge:
+    """One merge of `batches` of a shard with `schema`, times advanced to `since`."""
+
+    def __init__(
+        self, store: PartStore, shard: ShardId, owner: str, schema: pa.Schema, since: Frontier, memory_bytes: int
+    ) -> None:
+        self._store, self._shard, self._owner, self._schema = store, shard, owner, schema
+        self._since = Timestamp(since)
+        self._part_bytes = min(store.config.part_bytes, max(memory_bytes // _OUTPUTS_IN_MEMORY, _PART_BYTES_MIN))
+        self._blocks_bytes = memory_bytes - 2 * self._part_bytes
+        self.written: list[HollowPart] = []
+        """Parts that are stored by now: what an interrupted merge leaves behind."""
+
+    async def run(self, batches: Sequence[LinkedBatch]) -> list[HollowPart]:
+        """The parts of the output, stored. Raises `CorruptBlobError` when an input cannot be read."""
+        for number, group in enumerate(grouped(runs_of(batches), self._blocks_bytes), start=1):
+            await self._merge(group, number)
+        return self.written
+
+    async def _merge(self, runs: Sequence[Run], number: int) -> None:
+        pending: list[Updates] = []
+        pending_bytes = 0
+        while True:
+            await asyncio.gather(*(self._refill(run) for run in runs if run.block is None and run.parts))
+            active = [run for run in runs if not run.spent]
+            if not active:
+                break
+            merged = await self._store.run(lambda: self._reached(active))  # noqa: B023 awaited before the next round
+            if len(merged):
+                pending.append(merged)
+                pending_bytes += merged.nbytes
+            if pending_bytes >= self._part_bytes:
+                await self._write(pending, number)
+                pending, pending_bytes = [], 0
+        if pending:
+            await self._write(pending, number)
+
+    async def _refill(self, run: Run) -> None:
+        located = run.parts.popleft()
+        blocks = [
+            await self._store.fetch(self._shard, self._schema, batch_id, index, part, keep=False)
+            for batch_id, index, part in located
+        ]
+        run.block = Updates.concat(blocks)
+        run.keys = await self._store.run(lambda: Keys.of(run.block))  # type: ignore[arg-type]
+
+    def _reached(self, runs: Sequence[Run]) -> Updates:
+        """Take from each run what all have reached: it is consolidated and in order. One run at least is used up.
+
+        A run that has no further parts bounds nobody: all that it has is here.
+        """
+        ends = [run.keys.greatest() for run in runs if run.parts and run.keys is not None]
+        bound = min(ends, default=None)
+        taken: list[Updates] = []
+        for run in runs:
+            assert run.block is not None
+            assert run.keys is not None
+            if bound is None:
+                taken.append(run.block)
+                run.block = run.keys = None
+                continue
+            reached = run.keys.up_to(bound)
+            taken.append(run.block.filter(reached))
+            if reached.all():
+                run.block = run.keys = None
+            else:
+                rest = (~reached).nonzero()[0]
+                run.block, run.keys = run.block.take(rest), run.keys.take(rest)
+        return sorted_and_consolidated(taken, self._since)
+
+    async def _write(self, pending: Sequence[Updates], number: int) -> None:
+        self.written += await write_run(
+            self._store, self._shard, self._owner, Updates.concat(pending), number, self._part_bytes
+        )
+
+
+def sorted_and_consolidated(parts: Sequence[Updates], since: Timestamp) -> Updates:
+    """`parts` as one piece of a run, times advanced to `since`."""
+    merged = Updates.concat(parts).advance_to(since).consolidate()
+    return merged if len(merged) < 2 else merged.take(Keys.of(merged).sorting())
+
+
+async def write_run(
+    store: PartStore, shard: ShardId, owner: str, updates: Updates, number: int, part_bytes: int
+) -> list[HollowPart]:
+    """Store sorted `updates` as parts of the run `number` of their batch; durable on return."""
+    parts = await store.upload(shard, owner, updates, part_bytes=part_bytes)
+    return [replace(part, run=number) for part in parts]

@@ -1,0 +1,110 @@
+"""The sweep: blobs that were stored but that no state came to refer to, because a process died in between.
+
+A blob says when it was written. It may be linked until `PersistConfig.link_ms` later (`Batch.check_age`), and is
+swept once twice as old; in between the clocks of all processes may disagree, and a process may sleep between its
+check and its commit. What a log outside the shard's state points to may be older: its owner names it. The order makes
+this safe: list the blobs, ask what to keep, then read the state. A batch that moves from the log to the state
+meanwhile is in one of the two.
+
+One owner per environment runs a `Sweeper`; two of them do the same work twice, and no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from penstock.persist import metrics
+from penstock.persist.collect import removed_keys, store_patiently
+from penstock.persist.errors import ClientClosed
+from penstock.persist.partstore import part_time_ms
+from penstock.persist.shard import Shard
+from penstock.persist.state import State
+from penstock.persist.store import ShardId
+from penstock.runtime import PenstockError
+
+if TYPE_CHECKING:
+    from penstock.persist.client import PersistClient
+
+_log = structlog.get_logger("penstock.persist")
+
+_AGE_PER_LINK = 2
+_DELETED_MAX = 1000
+"""Per shard and turn; the rest is found by the next one."""
+_LIST_MS = 60 * 60 * 1000
+
+Keep = Callable[[], Awaitable[frozenset[str]]]
+"""Keys, within the shard, that something outside its state refers to; asked anew each time."""
+
+
+async def sweep_orphans(shard: Shard, older_than_ms: int, keep: frozenset[str] | Keep) -> list[str]:
+    """See `PersistClient.sweep`."""
+    blobs = await store_patiently(shard, lambda: shard.parts.blob.list_prefix(f"{shard.id}/"), "list")
+    kept = keep if isinstance(keep, frozenset) else await keep()
+    state = await shard.fetch()
+    written_before_ms = shard.clock.now_ms() - older_than_ms
+    orphans = {key.partition("/")[2] for key, _ in blobs} - state.keys() - kept
+    orphans = {key for key in orphans if is_left_behind(key, state, written_before_ms)}
+    if orphans:  # what diffs removed is the business of collection: readers may hold it
+        async for removed in removed_keys(shard, None):
+            orphans -= removed
+    swept = sorted(orphans)[:_DELETED_MAX]
+    await shard.parts.delete(shard.id, swept)
+    metrics.SWEPT_BLOBS.inc(len(swept))
+    return swept
+
+
+def is_left_behind(key: str, state: State, written_before_ms: int) -> bool:
+    """Whether the blob `key` (without the shard), to which nothing refers, can never be referred to any more."""
+    owner, _, name = key.rpartition("/")
+    written_ms = part_time_ms(name)
+    if written_ms is not None:
+        return written_ms < written_before_ms
+    return owner[:1] == "v" and owner[1:].isdigit() and int(owner[1:]) < state.latest_rollup
+
+
+class Sweeper:
+    """Sweeps one shard after the other, for ever and slowly. `keep` tells what the transaction log points to.
+
+    Whose turn it is follows from the time alone, so that a process that is restarted often gets around as well.
+    """
+
+    def __init__(self, client: PersistClient, keep: Callable[[ShardId], Awaitable[frozenset[str]]]) -> None:
+        self._client = client
+        self._keep = keep
+        self._clock = client.clock
+        self._shards: list[ShardId] = []
+        self._listed_ms = 0
+
+    async def run(self) -> None:
+        """Until cancelled. Failures are logged and counted; the next round comes."""
+        config = self._client.config
+        if not config.sweep:
+            return
+        while True:
+            await self._clock.sleep(config.sweep_pause_ms / 1000)
+            try:
+                await self.turn()
+                metrics.SWEEPS.labels("done").inc()
+            except ClientClosed:
+                return
+            except PenstockError as error:
+                metrics.SWEEPS.labels("failed").inc()
+                _log.warning("sweep interrupted", error=error.message)
+
+    async def turn(self) -> list[str]:
+        """Sweep the shard whose turn it is now; returns the deleted keys."""
+        config, now_ms = self._client.config, self._clock.now_ms()
+        if not self._shards or now_ms >= self._listed_ms + _LIST_MS:
+            self._shards, self._listed_ms = await self._client.shards(), now_ms
+        if not self._shards:
+            return []
+        shard = self._shards[now_ms // max(1, config.sweep_pause_ms) % len(self._shards)]
+        swept = await self._client.sweep(
+            shard, older_than_ms=_AGE_PER_LINK * config.link_ms, keep=lambda: self._keep(shard)
+        )
+        if swept:
+            _log.info("blobs swept that crashes had left", shard=shard, blobs=len(swept))
+        return swept
