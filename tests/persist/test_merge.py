@@ -16,6 +16,7 @@ from penstock.persist.compact import Policy, compact
 from penstock.persist.merge import Run, grouped, runs_of, sorted_and_consolidated
 from penstock.persist.order import Keys, leading_words
 from penstock.persist.parts import decode_object
+from penstock.persist.schema import FIRST_SCHEMA
 from penstock.persist.shard import Shard
 from penstock.persist.state import HollowPart, LinkedBatch
 from penstock.runtime import Frontier, Timestamp, Updates
@@ -63,7 +64,7 @@ def part(rows: int, run: int, memory: int, batch: int = 0) -> HollowPart:
 
 def test_runs_are_grouped_within_memory_two_at_least() -> None:
     parts = (part(1, 1, 10), part(2, 1, 20), part(3, 2, 5), part(4, 0, 7), part(5, 0, 9))
-    runs = runs_of([LinkedBatch(0, 0, 0, parts)])
+    runs = runs_of([LinkedBatch(0, 0, 0, parts)], FIRST_SCHEMA)
     assert [run.memory for run in runs] == [20, 5, 7, 9], "a sorted run costs its largest part"
     assert [[run.memory for run in group] for group in grouped(runs, 25)] == [[20, 5], [7, 9]]
     assert [[run.memory for run in group] for group in grouped(runs, 1)] == [[20, 5], [7, 9]]

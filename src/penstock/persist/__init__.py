@@ -28,6 +28,7 @@ from penstock.persist.location import open_blob, open_consensus
 from penstock.persist.mem import MemBlob, MemConsensus
 from penstock.persist.pubsub import LocalPubSub, PubSub
 from penstock.persist.read import ReadHandle
+from penstock.persist.schema import Evolved, ExpectationMismatch, Incompatible, SchemaId, SchemaVersion
 from penstock.persist.since import SinceHandle
 from penstock.persist.snapshot import Snapshot
 from penstock.persist.sqlite import SqliteConsensus
@@ -68,8 +69,11 @@ __all__ = [
     "Consensus",
     "CorruptBlobError",
     "CorruptStateError",
+    "Evolved",
+    "ExpectationMismatch",
     "Fenced",
     "FileBlob",
+    "Incompatible",
     "InvalidUsage",
     "Listen",
     "ListenEvent",
@@ -82,9 +86,11 @@ __all__ = [
     "PubSub",
     "ReadHandle",
     "ReaderExpired",
+    "SchemaId",
     "SchemaMismatch",
     "SchemaMissing",
     "SchemaOwner",
+    "SchemaVersion",
     "SeqNo",
     "ShardId",
     "SinceError",

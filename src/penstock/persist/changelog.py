@@ -20,7 +20,7 @@ from penstock.persist.config import PersistConfig
 from penstock.persist.errors import Mismatch, SinceError
 from penstock.persist.listen import Listen
 from penstock.persist.location import open_blob, open_consensus
-from penstock.persist.parts import project_schema
+from penstock.persist.schema import selected
 from penstock.persist.since import SinceHandle
 from penstock.persist.store import Blob, Consensus, ShardId
 from penstock.persist.write import WriteHandle
@@ -144,7 +144,7 @@ class Changelog:
         history was given up, `ValueError` when a row is there less often than never. The whole answer is in memory;
         `changes` is the way through what is larger.
         """
-        schema = project_schema(self.schema, columns)
+        schema = selected(self.schema, columns)
         if version is None:
             version = await self.version()
         if version < 0:

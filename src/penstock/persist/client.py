@@ -14,10 +14,21 @@ from penstock.persist.errors import ClientClosed, SchemaMismatch
 from penstock.persist.lease import ReaderLease
 from penstock.persist.maintain import Maintenance, Slots
 from penstock.persist.metered import MeteredBlob, MeteredConsensus
-from penstock.persist.parts import decode_schema, encode_schema
 from penstock.persist.partstore import PartStore
 from penstock.persist.pubsub import PubSub
 from penstock.persist.read import ReadHandle
+from penstock.persist.schema import (
+    Evolved,
+    ExpectationMismatch,
+    Incompatible,
+    SchemaId,
+    SchemaVersion,
+    decode_schema,
+    describe,
+    encode_schema,
+    find_schema,
+    unreadable,
+)
 from penstock.persist.shard import Shard
 from penstock.persist.since import SinceHandle
 from penstock.persist.state import State
@@ -65,27 +76,30 @@ class PersistClient:
         return self._clock
 
     async def open_writer(self, shard: ShardId, schema: pa.Schema, *, purpose: str) -> WriteHandle:
-        """A writer. The first writer or reader of a shard gives it its `schema`.
+        """A writer. The first writer or reader of a shard gives it its `schema`; later ones name any of its versions,
+        and go on writing that one when newer ones come.
 
         `purpose` appears in diagnostics. Raises `SchemaMismatch`, `CorruptStateError`, or the store's error.
         """
         shared = await self._open(shard)
-        theirs = await shared.commit(
-            lambda state, _: commands.register_schema(state, encode_schema(schema)), "register_schema"
-        )
-        _check_schema(shard, theirs, schema, purpose)
-        handle = WriteHandle(shared, f"w{random_uuid()}", schema)
+        schema_id = await shared.commit(lambda state, _: commands.register_schema(state, schema), "register_schema")
+        if schema_id is None:
+            raise _mismatch(shard, shared.state, schema, f"be written for {purpose} with")
+        handle = WriteHandle(shared, f"w{random_uuid()}", schema, schema_id)
         self._writers = {key: writer for key, writer in self._writers.items() if not writer.expired}
         self._writers[handle.writer_id] = handle
         return handle
 
     async def open_reader(self, shard: ShardId, schema: pa.Schema, *, purpose: str) -> ReadHandle:
-        """A leased reader: nothing at or after its `since` is compacted away while it lives."""
+        """A leased reader: nothing at or after its `since` is compacted away while it lives.
+
+        `schema`: any version of the shard's, or a selection of the newest one's columns; whatever rows were written
+        with, they are read as this. Raises `SchemaMismatch`, `CorruptStateError`, or the store's error.
+        """
         shared = await self._open(shard)
         reader_id = f"r{random_uuid()}"
         encoded = encode_schema(schema)
-        if shared.state.schema is not None:
-            _check_schema(shard, shared.state.schema, schema, purpose)
+        _check_readable(shard, shared.state, schema, purpose)
         entry = await shared.commit(
             lambda state, attempt: commands.register_reader(
                 state,
@@ -99,7 +113,7 @@ class PersistClient:
         )
         lease = ReaderLease(shared, reader_id, entry, on_expire=self._forget_reader)
         try:
-            _check_schema(shard, shared.state.schema or encoded, schema, purpose)
+            _check_readable(shard, shared.state, schema, purpose)
         except SchemaMismatch:
             await lease.expire()
             raise
@@ -120,6 +134,34 @@ class PersistClient:
             "register_critical",
         )
         return SinceHandle(shared, reader_id, entry)
+
+    async def latest_schema(self, shard: ShardId) -> SchemaVersion | None:
+        """The newest schema of a shard, as of some moment after the call began; None while it has none."""
+        schemas = (await self._open(shard)).state.schemas
+        if not schemas:
+            return None
+        return SchemaVersion(SchemaId(len(schemas) - 1), decode_schema(schemas[-1]))
+
+    async def get_schema(self, shard: ShardId, id: SchemaId) -> pa.Schema | None:
+        """The schema with the number `id`; None when there is none (yet)."""
+        schemas = (await self._open(shard)).state.schemas
+        return decode_schema(schemas[id]) if 0 <= id < len(schemas) else None
+
+    async def compare_and_evolve_schema(
+        self, shard: ShardId, expected: SchemaId, new: pa.Schema
+    ) -> Evolved | ExpectationMismatch | Incompatible:
+        """Make `new` the newest schema of a shard if the newest one is number `expected` now. Durable on `Evolved`.
+
+        `new` may add nullable fields at the end and let fields become nullable, at any depth. Handles that are open go
+        on with their schemas; what is stored stays as it is, and is read with the schema of whoever reads it.
+        """
+        shared = await self._open(shard)
+        return await shared.commit(
+            lambda state, attempt: commands.evolve_schema(
+                state, expected=expected, new=new, uncertain=attempt.uncertain
+            ),
+            "evolve_schema",
+        )
 
     async def finalize(self, shard: ShardId) -> None:
         """Drop a shard: all handles on it end, its data is deleted, one small record stays. Idempotent."""
@@ -199,15 +241,14 @@ class PersistClient:
                 lease.heartbeat()
 
 
-def _check_schema(shard: ShardId, stored: bytes, schema: pa.Schema, purpose: str) -> None:
+def _check_readable(shard: ShardId, state: State, schema: pa.Schema, purpose: str) -> None:
     """Names and types must agree; nullability and metadata are the catalog's business."""
-    theirs = decode_schema(stored)
-    if theirs.names != schema.names or theirs.types != schema.types:
-        raise SchemaMismatch(
-            f"shard {shard} has the columns ({_columns(theirs)}); it cannot be opened for {purpose} "
-            f"with ({_columns(schema)})"
-        )
+    if state.schemas and find_schema(state.schemas, schema) is None:
+        problem = unreadable(decode_schema(state.schemas[-1]), schema)
+        if problem is not None:
+            raise _mismatch(shard, state, schema, f"be read for {purpose}: {problem}; asked for were the columns")
 
 
-def _columns(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} {field.type}" for field in schema)
+def _mismatch(shard: ShardId, state: State, schema: pa.Schema, attempt: str) -> SchemaMismatch:
+    theirs = describe(decode_schema(state.schemas[-1]))
+    return SchemaMismatch(f"shard {shard} has the columns ({theirs}); it cannot {attempt} ({describe(schema)})")

@@ -12,9 +12,21 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
 
+import pyarrow as pa
 from msgspec.structs import replace
 
 from penstock.persist.errors import Fenced, InvalidUsage, Mismatch
+from penstock.persist.schema import (
+    FIRST_SCHEMA,
+    Evolved,
+    ExpectationMismatch,
+    Incompatible,
+    SchemaId,
+    decode_schema,
+    encode_schema,
+    find_schema,
+    incompatibility,
+)
 from penstock.persist.state import (
     Claim,
     Critical,
@@ -56,11 +68,33 @@ class Applied(Enum):
     UNKNOWN = "unknown"
 
 
-def register_schema(state: State, schema: bytes) -> Step[bytes]:
-    """Give the shard its schema unless it has one. Returns the shard's schema."""
-    if state.schema is not None or state.tombstone:
-        return Step(state.schema or schema)
-    return Step(schema, Diff(schema=schema))
+def register_schema(state: State, schema: pa.Schema) -> Step[SchemaId | None]:
+    """The number of `schema`, which becomes the first one of a shard that has none. None: it is none of the shard's."""
+    if state.tombstone:
+        return Step(FIRST_SCHEMA)
+    if not state.schemas:
+        return Step(FIRST_SCHEMA, Diff(schema=encode_schema(schema)))
+    return Step(find_schema(state.schemas, schema))
+
+
+def evolve_schema(
+    state: State, *, expected: SchemaId, new: pa.Schema, uncertain: bool
+) -> Step[Evolved | ExpectationMismatch | Incompatible]:
+    """Add `new` as the newest schema if that is number `expected` now. `uncertain`: an earlier attempt may have
+    been committed.
+    """
+    if state.tombstone or not state.schemas:
+        return Step(Incompatible("the shard is finalized" if state.tombstone else "the shard has no schema yet"))
+    latest = SchemaId(len(state.schemas) - 1)
+    current = decode_schema(state.schemas[latest])
+    if current.equals(new) and (latest == expected or (uncertain and latest == expected + 1)):
+        return Step(Evolved(latest))
+    if latest != expected:
+        return Step(ExpectationMismatch(latest, current))
+    reason = incompatibility(current, new)
+    if reason is not None:
+        return Step(Incompatible(reason))
+    return Step(Evolved(SchemaId(latest + 1)), Diff(schema=encode_schema(new)))
 
 
 def append(
@@ -161,7 +195,7 @@ def _wrapped(total: int) -> int:
 
 
 def register_reader(
-    state: State, *, reader: str, schema: bytes | None, now_ms: int, lease_ms: int, purpose: str
+    state: State, *, reader: str, schema: bytes, now_ms: int, lease_ms: int, purpose: str
 ) -> Step[Reader]:
     """Add a leased reader. It starts at the critical readers' since: what they let go, nobody new can rely
     on.
@@ -173,7 +207,7 @@ def register_reader(
     entry = Reader(state.seqno + 1, since, now_ms, lease_ms, purpose)
     if state.tombstone:
         return Step(replace(entry, since=DONE))
-    return Step(entry, Diff(readers={reader: entry}, schema=schema if state.schema is None else None))
+    return Step(entry, Diff(readers={reader: entry}, schema=None if state.schemas else schema))
 
 
 def downgrade_reader(state: State, *, reader: str, since: Frontier, hold: int, now_ms: int) -> Step[Reader | None]:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-import pyarrow as pa
 import structlog
 
 from penstock.persist import commands
 from penstock.persist.commands import Applied
 from penstock.persist.config import PersistConfig
 from penstock.persist.merge import Merge, memory_of, sorted_and_consolidated, write_run
-from penstock.persist.parts import decode_schema, encode_inline
+from penstock.persist.parts import encode_inline
+from penstock.persist.schema import SchemaId, SchemaVersion
 from penstock.persist.shard import Shard
 from penstock.persist.state import HollowPart, LinkedBatch, Part, State
 from penstock.runtime import Determinate, ExternalError, Frontier, PenstockError, Timestamp
@@ -191,14 +191,15 @@ async def _delete(shard: Shard, parts: Sequence[Part]) -> None:
 
 async def _merge(shard: Shard, inputs: Sequence[LinkedBatch], since: Frontier) -> tuple[Part, ...]:
     """The consolidated content of `inputs`: in the state where it is small, else in sorted runs."""
-    config, store = shard.config, shard.parts
-    assert shard.state.schema is not None, f"{shard.id} has batches but no schema"
-    schema = decode_schema(shard.state.schema)
+    config = shard.config
+    if not any(batch.parts for batch in inputs):
+        return ()
+    written = newest_schema(shard, inputs)
     if sum(memory_of(part) for batch in inputs for part in batch.parts) <= min(
         _SMALL_BYTES, config.compaction_memory_bytes
     ):
-        return await _merge_small(shard, schema, inputs, Timestamp(since))
-    merge = Merge(store, shard.id, OWNER, schema, since, config.compaction_memory_bytes)
+        return await _merge_small(shard, written, inputs, Timestamp(since))
+    merge = Merge(shard, OWNER, written, since, config.compaction_memory_bytes)
     try:
         return tuple(await merge.run(inputs))
     except PenstockError:
@@ -206,24 +207,28 @@ async def _merge(shard: Shard, inputs: Sequence[LinkedBatch], since: Frontier) -
         raise
 
 
+def newest_schema(shard: Shard, inputs: Sequence[LinkedBatch]) -> SchemaVersion:
+    """What their output is written with: an older one would lose columns, a newer one nobody has written yet."""
+    newest = max((part for batch in inputs for part in batch.parts), key=lambda part: part.schema)
+    return SchemaVersion(SchemaId(newest.schema), shard.written_with(newest))
+
+
 async def _merge_small(
-    shard: Shard, schema: pa.Schema, inputs: Sequence[LinkedBatch], since: Timestamp
+    shard: Shard, written: SchemaVersion, inputs: Sequence[LinkedBatch], since: Timestamp
 ) -> tuple[Part, ...]:
     config, store = shard.config, shard.parts
     fetched = [
-        await store.fetch(shard.id, schema, batch.id, index, part)
+        await shard.fetch_part((batch.id, index, part), written.schema)
         for batch in inputs
         for index, part in enumerate(batch.parts)
     ]
-    if not fetched:
-        return ()
     merged = await store.run(lambda: sorted_and_consolidated(fetched, since))
     if len(merged) == 0:
         return ()
-    inline = encode_inline(merged, config.inline_bytes)
+    inline = encode_inline(merged, config.inline_bytes, written.id)
     if inline is not None and shard.state.inline_bytes <= config.inline_total_bytes // 2:
         return (inline,)
-    return tuple(await write_run(store, shard.id, OWNER, merged, 1, config.part_bytes))
+    return tuple(await write_run(store, shard.id, OWNER, merged, written.id, 1, config.part_bytes))
 
 
 async def _delete_quietly(shard: Shard, parts: Sequence[HollowPart]) -> None:

@@ -8,28 +8,23 @@ import pyarrow as pa
 
 from penstock.persist.errors import CorruptBlobError
 from penstock.persist.lease import ReaderLease
-from penstock.persist.state import Part
+from penstock.persist.partstore import Located
 from penstock.runtime import Updates
 
 GROUP_ROWS = 64 * 1024
 """Small parts are fetched, and handed on, in groups of about so many rows."""
 
-Located = tuple[int, int, Part]
-"""(batch id, index in the batch, part)."""
 
-
-async def fetch_group(
-    lease: ReaderLease, schema: pa.Schema, group: Sequence[Located], columns: Sequence[str] | None
-) -> list[Updates]:
-    """The updates of each part of `group`. Raises `ReaderExpired`, `CorruptBlobError`, or the store's error."""
+async def fetch_group(lease: ReaderLease, wanted: pa.Schema, group: Sequence[Located]) -> list[Updates]:
+    """The updates of each part of `group`, as rows of `wanted`. Raises `ReaderExpired`, `CorruptBlobError`, or the
+    store's error.
+    """
+    shard = lease.shard
     try:
-        return [
-            await lease.shard.parts.fetch(lease.id, schema, batch_id, index, part, columns)
-            for batch_id, index, part in group
-        ]
+        return [await shard.fetch_part(located, wanted) for located in group]
     except CorruptBlobError:
         # Without the lease the blob may have been collected rightfully: that is another error.
-        lease.check_live(await lease.shard.fetch())
+        lease.check_live(await shard.fetch())
         raise
 
 

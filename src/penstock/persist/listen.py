@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from penstock.persist import fetching
 from penstock.persist.errors import InvalidUsage, SinceError
-from penstock.persist.fetching import Located, fetch_group
+from penstock.persist.fetching import fetch_group
 from penstock.persist.lease import Pin, ReaderLease
+from penstock.persist.partstore import Located
 from penstock.persist.snapshot import Snapshot
 from penstock.persist.store import SeqNo, ShardId
 from penstock.runtime import DONE, ExternalError, Frontier, InternalError, Timestamp, Updates, step_back
@@ -131,7 +132,7 @@ class Listen(EventStream):
                 raise StopAsyncIteration
             await self._plan()
         group, progress = self._groups[0]
-        parts = await fetch_group(self._lease, self._schema, group, None)
+        parts = await fetch_group(self._lease, self._schema, group)
         self._groups.popleft()  # from here to the return nothing waits: fetched and emitted are one
         updates = [part for part in map(self._after_frontier, parts) if len(part)]
         self._advance(progress)

@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import pyarrow as pa
 from msgspec.structs import replace
 
 from penstock.persist import metrics
 from penstock.persist.order import Keys
-from penstock.persist.partstore import PartStore
+from penstock.persist.partstore import Located, PartStore
+from penstock.persist.schema import SchemaId, SchemaVersion
+from penstock.persist.shard import Shard
 from penstock.persist.state import HollowPart, LinkedBatch, Part
 from penstock.persist.store import ShardId
 from penstock.runtime import Frontier, Timestamp, Updates
@@ -28,9 +29,6 @@ _DECODED_PER_ENCODED = 4
 _OUTPUTS_IN_MEMORY = 8
 """The output parts are this fraction of the bound; two of them are reserved for what is being written."""
 _PART_BYTES_MIN = 4096
-
-Located = tuple[int, int, Part]
-"""(batch id, index in the batch, part)."""
 
 
 @dataclass
@@ -47,8 +45,11 @@ class Run:
         return not self.parts and self.block is None
 
 
-def runs_of(batches: Sequence[LinkedBatch]) -> list[Run]:
-    """The runs of `batches`. All parts in the state are one, read at once: their size is bounded together."""
+def runs_of(batches: Sequence[LinkedBatch], schema: SchemaId) -> list[Run]:
+    """The runs of `batches`. All parts in the state are one, read at once: their size is bounded together.
+
+    Rows that were written with another schema than `schema` have another hash in it: they are in no order.
+    """
     inline: list[Located] = []
     sorted_runs: dict[tuple[int, int], list[Located]] = {}
     single: list[Located] = []
@@ -57,7 +58,7 @@ def runs_of(batches: Sequence[LinkedBatch]) -> list[Run]:
             located = (batch.id, index, part)
             if not isinstance(part, HollowPart):
                 inline.append(located)
-            elif part.run:
+            elif part.run and part.schema == schema:
                 sorted_runs.setdefault((batch.id, part.run), []).append(located)
             else:
                 single.append(located)
@@ -95,21 +96,20 @@ def grouped(runs: Sequence[Run], memory_bytes: int) -> list[list[Run]]:
 
 
 class Merge:
-    """One merge of `batches` of a shard with `schema`, times advanced to `since`."""
+    """One merge of `batches` of a shard, times advanced to `since`. The output has the schema `written`."""
 
-    def __init__(
-        self, store: PartStore, shard: ShardId, owner: str, schema: pa.Schema, since: Frontier, memory_bytes: int
-    ) -> None:
-        self._store, self._shard, self._owner, self._schema = store, shard, owner, schema
+    def __init__(self, shard: Shard, owner: str, written: SchemaVersion, since: Frontier, memory_bytes: int) -> None:
+        self._shard, self._owner, self._written = shard, owner, written
+        self._store = shard.parts
         self._since = Timestamp(since)
-        self._part_bytes = min(store.config.part_bytes, max(memory_bytes // _OUTPUTS_IN_MEMORY, _PART_BYTES_MIN))
+        self._part_bytes = min(shard.config.part_bytes, max(memory_bytes // _OUTPUTS_IN_MEMORY, _PART_BYTES_MIN))
         self._blocks_bytes = memory_bytes - 2 * self._part_bytes
         self.written: list[HollowPart] = []
         """Parts that are stored by now: what an interrupted merge leaves behind."""
 
     async def run(self, batches: Sequence[LinkedBatch]) -> list[HollowPart]:
         """The parts of the output, stored. Raises `CorruptBlobError` when an input cannot be read."""
-        for number, group in enumerate(grouped(runs_of(batches), self._blocks_bytes), start=1):
+        for number, group in enumerate(grouped(runs_of(batches, self._written.id), self._blocks_bytes), start=1):
             await self._merge(group, number)
         return self.written
 
@@ -133,10 +133,7 @@ class Merge:
 
     async def _refill(self, run: Run) -> None:
         located = run.parts.popleft()
-        blocks = [
-            await self._store.fetch(self._shard, self._schema, batch_id, index, part, keep=False)
-            for batch_id, index, part in located
-        ]
+        blocks = [await self._shard.fetch_part(one, self._written.schema, keep=False) for one in located]
         run.block = Updates.concat(blocks)
         run.keys = await self._store.run(lambda: Keys.of(run.block))  # type: ignore[arg-type]
 
@@ -166,7 +163,13 @@ class Merge:
 
     async def _write(self, pending: Sequence[Updates], number: int) -> None:
         self.written += await write_run(
-            self._store, self._shard, self._owner, Updates.concat(pending), number, self._part_bytes
+            self._store,
+            self._shard.id,
+            self._owner,
+            Updates.concat(pending),
+            self._written.id,
+            number,
+            self._part_bytes,
         )
 
 
@@ -177,8 +180,8 @@ def sorted_and_consolidated(parts: Sequence[Updates], since: Timestamp) -> Updat
 
 
 async def write_run(
-    store: PartStore, shard: ShardId, owner: str, updates: Updates, number: int, part_bytes: int
+    store: PartStore, shard: ShardId, owner: str, updates: Updates, schema: SchemaId, number: int, part_bytes: int
 ) -> list[HollowPart]:
     """Store sorted `updates` as parts of the run `number` of their batch; durable on return."""
-    parts = await store.upload(shard, owner, updates, part_bytes=part_bytes)
+    parts = await store.upload(shard, owner, updates, schema, part_bytes=part_bytes)
     return [replace(part, run=number) for part in parts]

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from penstock.persist.schema import FIRST_SCHEMA, SchemaId, selected
 from penstock.persist.state import HollowPart, InlinePart
 from penstock.runtime import Updates, conform
 from penstock.runtime.updates import with_row_count
@@ -30,19 +31,11 @@ _INLINE_RATIO_MAX = 16
 _ROW_GROUP_ROWS = 256 * 1024
 
 
-def encode_schema(schema: pa.Schema) -> bytes:
-    """`schema` for the state."""
-    return bytes(schema.serialize())
+def encode_inline(updates: Updates, bytes_max: int, schema: SchemaId = FIRST_SCHEMA) -> InlinePart | None:
+    """`updates` as an inline part, or None when it would be longer than `bytes_max`.
 
-
-@lru_cache(maxsize=1024)
-def decode_schema(data: bytes) -> pa.Schema:
-    """The schema that `encode_schema` gave."""
-    return pa.ipc.read_schema(pa.py_buffer(data))
-
-
-def encode_inline(updates: Updates, bytes_max: int) -> InlinePart | None:
-    """`updates` as an inline part, or None when it would be longer than `bytes_max`."""
+    `schema`: the number of their schema in the shard.
+    """
     if _has_dictionary(updates.schema) or buffer_bytes(updates) > _INLINE_RATIO_MAX * bytes_max < updates.nbytes:
         return None
     data = _stored_batch(updates).serialize()
@@ -53,19 +46,19 @@ def encode_inline(updates: Updates, bytes_max: int) -> InlinePart | None:
     if data.size > bytes_max:
         return None
     rows, diff_sum, time_min, time_max = _summary(updates)
-    return InlinePart(data.to_pybytes(), raw_size, rows, diff_sum, time_min, time_max)
+    return InlinePart(data.to_pybytes(), raw_size, rows, diff_sum, time_min, time_max, schema)
 
 
 def decode_inline(part: InlinePart, schema: pa.Schema) -> Updates:
-    """The updates of `part`, whose shard has `schema`."""
+    """The updates of `part`, which was written with `schema`."""
     data = pa.py_buffer(part.data)
     if part.raw_size:
         data = pa.decompress(data, decompressed_size=part.raw_size, codec="lz4_raw")
     return _from_stored(pa.ipc.read_record_batch(data, _stored_schema(schema)), schema)
 
 
-def encode_object(updates: Updates, key: str) -> tuple[bytes, HollowPart]:
-    """`updates` as the blob `key`, with its description."""
+def encode_object(updates: Updates, key: str, schema: SchemaId = FIRST_SCHEMA) -> tuple[bytes, HollowPart]:
+    """`updates`, whose schema has that number in the shard, as the blob `key`, with its description."""
     batch = _stored_batch(updates)
     sink = pa.BufferOutputStream()
     if all(_fits_parquet(field.type) for field in updates.schema):
@@ -86,9 +79,19 @@ def encode_object(updates: Updates, key: str) -> tuple[bytes, HollowPart]:
             writer.write_batch(batch)
     data = sink.getvalue().to_pybytes()
     rows, diff_sum, time_min, time_max = _summary(updates)
-    return data, HollowPart(
-        key, format_, len(data), zlib.crc32(data), rows, diff_sum, time_min, time_max, memory=updates.nbytes
+    part = HollowPart(
+        key,
+        format_,
+        len(data),
+        zlib.crc32(data),
+        rows,
+        diff_sum,
+        time_min,
+        time_max,
+        memory=updates.nbytes,
+        schema=schema,
     )
+    return data, part
 
 
 def buffer_bytes(updates: Updates) -> int:
@@ -101,59 +104,36 @@ class PartDamaged(Exception):
 
 
 def decode_object(data: bytes, part: HollowPart, schema: pa.Schema, columns: Sequence[str] | None = None) -> Updates:
-    """The updates of a blob, restricted to `columns` (in that order). Raises `PartDamaged`."""
+    """The updates of a blob written with `schema`, restricted to `columns` (in that order). Raises `PartDamaged`."""
     if len(data) != part.size:
         raise PartDamaged(f"it has {len(data)} bytes instead of {part.size}")
     checksum = zlib.crc32(data)
     if checksum != part.crc:
         raise PartDamaged(f"its checksum is {checksum:08x} instead of {part.crc:08x}")
+    # Columns can be named only where names do not repeat, and are then stored under their own names or by position.
     names = _stored_names(schema)
-    wanted = list(range(len(schema))) if columns is None else column_indices(schema, columns)
-    selected = [*(names[index] for index in wanted), TIME, DIFF]
+    wanted = names if columns is None else [names[schema.get_field_index(name)] for name in columns]
+    stored = [*wanted, TIME, DIFF]
     try:
         if part.format == PARQUET:
-            table = pq.ParquetFile(pa.BufferReader(data)).read(columns=selected, use_threads=False)
+            table = pq.ParquetFile(pa.BufferReader(data)).read(columns=stored, use_threads=False)
         elif part.format == IPC:
             table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
         else:
             raise PartDamaged(f"its format {part.format!r} is unknown; is this program too old?")
-        batch = table.select(selected).combine_chunks().to_batches()[0]
+        batch = table.select(stored).combine_chunks().to_batches()[0]
     except (pa.ArrowException, OSError, KeyError) as error:
         raise PartDamaged(f"it cannot be decoded: {error}") from error
     if batch.num_rows != part.rows:
         raise PartDamaged(f"it has {batch.num_rows} rows instead of {part.rows}")
-    return _from_stored(batch, project_schema(schema, columns))
+    return _from_stored(batch, selected(schema, columns))
 
 
-def project(updates: Updates, columns: Sequence[str] | None) -> Updates:
-    """Only `columns` of the rows, in that order; all of them for None."""
-    if columns is None:
-        return updates
-    indices = column_indices(updates.schema, columns)
-    if not indices:
-        return updates.with_rows(with_row_count(pa.schema([]), len(updates)))
-    rows = pa.RecordBatch.from_arrays(
-        [updates.rows.column(index) for index in indices], schema=project_schema(updates.schema, columns)
-    )
-    return updates.with_rows(rows)
-
-
-def project_schema(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
-    """The schema of `columns`; `schema` itself for None."""
-    if columns is None:
-        return schema
-    return pa.schema([schema.field(index) for index in column_indices(schema, columns)])
-
-
-def column_indices(schema: pa.Schema, columns: Sequence[str]) -> list[int]:
-    """Positions of `columns` in `schema`. Raises `KeyError` for an unknown or ambiguous name."""
-    indices = []
-    for name in columns:
-        index = schema.get_field_index(name)
-        if index < 0:
-            raise KeyError(f"there is no single column {name!r} among {schema.names}")
-        indices.append(index)
-    return indices
+def select_rows(rows: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
+    """Only `columns` of `rows`, in that order; none is fine."""
+    if not columns:
+        return with_row_count(pa.schema([]), rows.num_rows)
+    return rows.select(list(columns))
 
 
 def _summary(updates: Updates) -> tuple[int, int, int, int]:

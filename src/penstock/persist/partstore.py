@@ -13,8 +13,9 @@ import pyarrow as pa
 from penstock.persist import metrics
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, CorruptBlobError
-from penstock.persist.parts import PartDamaged, buffer_bytes, decode_inline, decode_object, encode_object, project
+from penstock.persist.parts import PartDamaged, buffer_bytes, decode_inline, decode_object, encode_object, select_rows
 from penstock.persist.retry import patiently
+from penstock.persist.schema import Migration, SchemaId, migration
 from penstock.persist.state import HollowPart, Part
 from penstock.persist.store import Blob, ShardId
 from penstock.runtime import Clock, ExternalError, Updates, random_uuid
@@ -27,6 +28,9 @@ _DELETES = 32
 """Blobs deleted at a time."""
 
 CacheKey = tuple[ShardId, int | str, int]
+
+Located = tuple[int, int, Part]
+"""(batch id, index in the batch, part)."""
 
 
 class PartStore:
@@ -42,11 +46,11 @@ class PartStore:
         self._closed = False
 
     async def upload(
-        self, shard: ShardId, owner: str, updates: Updates, *, part_bytes: int | None = None
+        self, shard: ShardId, owner: str, updates: Updates, schema: SchemaId, *, part_bytes: int | None = None
     ) -> list[HollowPart]:
         """Store `updates` as parts of about `part_bytes` (None: the configured size) under ``shard/owner/``.
 
-        Durable on return.
+        `schema`: the number of their schema. Durable on return.
 
         On an error, what was stored before it is deleted as far as possible; a cancelled call leaves
         orphans to the sweep rather than prolong itself.
@@ -57,63 +61,63 @@ class PartStore:
             for start in range(0, len(slices), self.config.uploads):
                 async with asyncio.TaskGroup() as tasks:
                     for index, one in slices[start : start + self.config.uploads]:
-                        tasks.create_task(self._upload_one(shard, owner, index, one, written))
+                        tasks.create_task(self._upload_one(shard, owner, index, one, schema, written))
         except BaseExceptionGroup as failures:
             await self._discard(shard, list(written.values()))
             raise failures.exceptions[0] from failures
         return [written[index] for index, _ in slices]
 
     async def _upload_one(
-        self, shard: ShardId, owner: str, index: int, updates: Updates, written: dict[int, HollowPart]
+        self,
+        shard: ShardId,
+        owner: str,
+        index: int,
+        updates: Updates,
+        schema: SchemaId,
+        written: dict[int, HollowPart],
     ) -> None:
         key = f"{owner}/{new_part_name(self._clock.now_ms(), index)}"
-        data, part = await self.run(lambda: encode_object(updates, key))
+        data, part = await self.run(lambda: encode_object(updates, key, schema))
         await self._patiently(lambda: self.blob.set(f"{shard}/{key}", data), f"write part {key} of {shard}")
         metrics.PART_BYTES.labels("written").inc(len(data))
         written[index] = part
 
     async def fetch(
-        self,
-        shard: ShardId,
-        schema: pa.Schema,
-        batch_id: int,
-        index: int,
-        part: Part,
-        columns: Sequence[str] | None = None,
-        *,
-        keep: bool = True,
+        self, shard: ShardId, located: Located, written: pa.Schema, wanted: pa.Schema, *, keep: bool = True
     ) -> Updates:
-        """The updates of `part`, which is the one at `index` of batch `batch_id`. Raises
+        """The updates of a part that was written with `written`, as rows of `wanted`. Raises
         `CorruptBlobError`.
 
         `keep`: in the cache, for whoever reads it next.
         """
+        batch_id, index, part = located
+        plan = migration(written, wanted)
         cache_key: CacheKey = (shard, part.key, 0) if isinstance(part, HollowPart) else (shard, batch_id, index)
         cached = self._cache.get(cache_key)
         metrics.CACHE_REQUESTS.labels("miss" if cached is None else "hit").inc()
         if cached is not None:
             self._cache.move_to_end(cache_key)
-            return project(cached, columns)
+            return _migrated(cached, plan)
         if not isinstance(part, HollowPart):
-            updates = decode_inline(part, schema)
+            updates = decode_inline(part, written)
             if keep:
                 self.remember(cache_key, updates)
-            return project(updates, columns)
+            return _migrated(updates, plan)
         key = f"{shard}/{part.key}"
         data = await self._patiently(lambda: self.blob.get(key), f"read part {key}")
         if data is None:
             raise CorruptBlobError(shard, key, "it does not exist")
         metrics.PART_BYTES.labels("read").inc(len(data))
         try:
-            updates = await self.run(lambda: decode_object(data, part, schema, columns))
+            updates = await self.run(lambda: decode_object(data, part, written, plan.read))
         except PartDamaged as error:
             raise CorruptBlobError(shard, key, str(error)) from error
-        if columns is None and keep:
+        if plan.read is None and keep:
             self.remember(cache_key, updates)
-        return updates
+        return updates.with_rows(plan.apply(updates.rows))
 
     def remember(self, key: CacheKey, updates: Updates) -> None:
-        """Keep a decoded part, within the bounds of the cache."""
+        """Keep a decoded part, as it was written, within the bounds of the cache."""
         size = _cached_bytes(updates)
         if size > _CACHED_PART_BYTES_MAX or size > self.config.cache_bytes or key in self._cache:
             return
@@ -160,6 +164,16 @@ class PartStore:
 
     async def _patiently(self, operation: Callable[[], Awaitable[T]], what: str) -> T:
         return await patiently(operation, self._clock, self.config.store_retry_ms, what)
+
+
+def migrated(updates: Updates, written: pa.Schema, wanted: pa.Schema) -> Updates:
+    """Updates that were written with one schema as rows of another."""
+    return _migrated(updates, migration(written, wanted))
+
+
+def _migrated(updates: Updates, plan: Migration) -> Updates:
+    rows = updates.rows if plan.read is None else select_rows(updates.rows, plan.read)
+    return updates.with_rows(plan.apply(rows))
 
 
 def _cached_bytes(updates: Updates) -> int:

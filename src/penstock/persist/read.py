@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from penstock.persist.lease import ReaderLease
 from penstock.persist.listen import Listen
-from penstock.persist.parts import project_schema
+from penstock.persist.schema import selected
 from penstock.persist.snapshot import Snapshot
 from penstock.persist.store import ShardId
 from penstock.runtime import DONE, Frontier, Timestamp
@@ -59,8 +59,7 @@ class ReadHandle:
         in that order. Memory is bounded by a few parts. Raises `SinceError`, `ReaderExpired`,
         `CorruptBlobError`.
         """
-        project_schema(self.schema, columns)  # an unknown column is refused here and now
-        return Snapshot(self.lease, self.schema, as_of, columns)
+        return Snapshot(self.lease, selected(self.schema, columns), as_of)
 
     async def listen(self, as_of: Timestamp) -> Listen:
         """All updates after `as_of`, at their own times. Does not wait.

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import pyarrow as pa
 import structlog
 from msgspec.structs import replace
 
@@ -22,12 +23,22 @@ from penstock.persist import metrics
 from penstock.persist.commands import Step, with_since
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, CorruptStateError
-from penstock.persist.partstore import PartStore
+from penstock.persist.partstore import Located, PartStore
 from penstock.persist.pubsub import PubSub
 from penstock.persist.retry import Patience, patiently
-from penstock.persist.state import Diff, Reader, State, apply, decode_diff, decode_rollup, encode_diff
+from penstock.persist.schema import decode_schema
+from penstock.persist.state import Diff, Part, Reader, State, apply, decode_diff, decode_rollup, encode_diff
 from penstock.persist.store import CasResult, Consensus, SeqNo, ShardId, Versioned
-from penstock.runtime import Clock, Determinate, Frontier, Indeterminate, PenstockError, TaskOwner
+from penstock.runtime import (
+    Clock,
+    Determinate,
+    Frontier,
+    Indeterminate,
+    InternalError,
+    PenstockError,
+    TaskOwner,
+    Updates,
+)
 
 R = TypeVar("R")
 
@@ -200,10 +211,26 @@ class Shard:
 
     # Learning of versions
 
+    def written_with(self, part: Part) -> pa.Schema:
+        """The schema of a part of this shard. Schemas stay: any version since the part was stored has it."""
+        if part.schema >= len(self.state.schemas):
+            raise InternalError(f"shard {self.id} has {len(self.state.schemas)} schemas, a part is of {part.schema}")
+        return decode_schema(self.state.schemas[part.schema])
+
     async def fetch(self) -> State:
         """The newest version at some moment after the call began."""
         await self._refresh()
         return self.state
+
+    async def fetch_part(self, located: Located, wanted: pa.Schema, *, keep: bool = True) -> Updates:
+        """The updates of a part as rows of `wanted`. Raises `CorruptBlobError`, or the store's error."""
+        return await self.parts.fetch(self.id, located, self.written_with(located[2]), wanted, keep=keep)
+
+    async def fetch_schema_of(self, part: Part) -> pa.Schema:
+        """`written_with`, for a part that may be newer than the version known here."""
+        if part.schema >= len(self.state.schemas):
+            await self.fetch()
+        return self.written_with(part)
 
     async def _refresh(self) -> None:
         await patiently(self._refresh_once, self.clock, self.config.store_retry_ms, f"read the state of {self.id}")

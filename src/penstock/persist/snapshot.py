@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from penstock.persist.fetching import Located, fetch_group, grouped
+from penstock.persist.fetching import fetch_group, grouped
 from penstock.persist.lease import Pin, ReaderLease
+from penstock.persist.partstore import Located
 from penstock.persist.store import SeqNo
 from penstock.runtime import DONE, ExternalError, Frontier, PenstockError, TaskOwner, Timestamp, Updates
 
@@ -27,11 +28,10 @@ class Snapshot:
     does it end early: whoever reads to the end has read everything.
     """
 
-    def __init__(self, lease: ReaderLease, schema: pa.Schema, as_of: Timestamp, columns: Sequence[str] | None) -> None:
+    def __init__(self, lease: ReaderLease, schema: pa.Schema, as_of: Timestamp) -> None:
         self._lease = lease
         self._schema = schema
         self._as_of = as_of
-        self._columns = columns
         self._groups: deque[list[Located]] | None = None
         self._seqno: SeqNo | None = None
         self._owner: TaskOwner | None = None
@@ -145,7 +145,7 @@ class Snapshot:
         can say whether it matters.
         """
         try:
-            return await fetch_group(self._lease, self._schema, group, self._columns)
+            return await fetch_group(self._lease, self._schema, group)
         except Exception as error:
             return error
 

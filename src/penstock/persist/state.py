@@ -28,7 +28,7 @@ class HollowPart(msgspec.Struct, frozen=True, array_like=True, tag="h"):
     """Updates in a blob. `key` lacks the shard; `size` (bytes) and `crc` (CRC-32) are the object's.
 
     `run`: 0 for a part in no order; the parts of a batch with the same number beyond 0 are one run, sorted as
-    `order` says. `memory`: bytes when decoded, 0 for unknown.
+    `order` says. `memory`: bytes when decoded, 0 for unknown. `schema`: number of the schema it was written with.
     """
 
     key: str
@@ -41,10 +41,14 @@ class HollowPart(msgspec.Struct, frozen=True, array_like=True, tag="h"):
     time_max: int
     run: int = 0
     memory: int = 0
+    schema: int = 0
 
 
 class InlinePart(msgspec.Struct, frozen=True, array_like=True, tag="i"):
-    """Updates in the state itself. `raw_size`: bytes after decompression, 0 when not compressed."""
+    """Updates in the state itself. `raw_size`: bytes after decompression, 0 when not compressed.
+
+    `schema`: number of the schema it was written with.
+    """
 
     data: bytes
     raw_size: int
@@ -52,6 +56,7 @@ class InlinePart(msgspec.Struct, frozen=True, array_like=True, tag="i"):
     diff_sum: int
     time_min: int
     time_max: int
+    schema: int = 0
 
 
 Part = HollowPart | InlinePart
@@ -142,7 +147,10 @@ class Replace(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Diff(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one version changed; what is absent stayed. In the maps, None removes the entry."""
+    """What one version changed; what is absent stayed. In the maps, None removes the entry.
+
+    `schema`: one more, with the next number.
+    """
 
     seqno: int = -1
     walltime_ms: int = 0
@@ -164,7 +172,8 @@ class Diff(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class State(msgspec.Struct, frozen=True):
     """One version. `collected`: versions below it were removed. `rollup`: key of the newest rollup, "" for
-    none.
+    none. `schemas`: by number. `schema`: only in rollups from before there could be several;
+    `decode_rollup` makes it number 0.
     """
 
     seqno: int = -1
@@ -183,6 +192,7 @@ class State(msgspec.Struct, frozen=True):
     inline_bytes: int = 0
     claims: dict[int, Claim] = {}
     """By the first of their batches: compactions under way."""
+    schemas: tuple[bytes, ...] = ()
 
     @property
     def seqno_since(self) -> SeqNo:
@@ -237,7 +247,7 @@ def apply(state: State, diff: Diff) -> State:
         writers=_merge(state.writers, diff.writers),
         rollups=_merge(state.rollups, diff.rollups),
         rollup=diff.rollup,
-        schema=state.schema if diff.schema is None else diff.schema,
+        schemas=state.schemas if diff.schema is None else (*state.schemas, diff.schema),
         collected=state.collected if diff.collected is None else diff.collected,
         tombstone=False,
         inline_bytes=inline_bytes,
@@ -323,6 +333,9 @@ def decode_rollup(shard: str, data: bytes) -> State:
     if data[:4] != _ROLLUP_FORMAT or int.from_bytes(data[4:8], "big") != zlib.crc32(body):
         raise CorruptStateError(shard, f"a rollup of {len(data)} bytes is damaged or of an unknown format")
     try:
-        return _state_decoder.decode(body)
+        state = _state_decoder.decode(body)
     except msgspec.MsgspecError as error:
         raise CorruptStateError(shard, f"a rollup cannot be decoded: {error}") from error
+    if state.schema is not None:
+        state = msgspec.structs.replace(state, schema=None, schemas=(state.schema,))
+    return state

@@ -15,6 +15,7 @@ from penstock.persist.commands import Appended, Step
 from penstock.persist.errors import BatchTooOld, ClientClosed, InvalidUsage, Mismatch
 from penstock.persist.parts import encode_inline
 from penstock.persist.partstore import part_time_ms
+from penstock.persist.schema import SchemaId
 from penstock.persist.shard import Attempt, Shard
 from penstock.persist.state import HollowPart, Part, State
 from penstock.persist.store import ShardId
@@ -95,10 +96,11 @@ class WriteHandle:
     `upper`: the newest upper this process knows of.
     """
 
-    def __init__(self, shard: Shard, writer: str, schema: pa.Schema) -> None:
+    def __init__(self, shard: Shard, writer: str, schema: pa.Schema, schema_id: SchemaId) -> None:
         self._shard = shard
         self._writer = writer
         self._schema = schema
+        self._schema_id = schema_id
         self._one_in_flight = asyncio.Lock()
         self._expired = False
         shard.writers.add(writer)
@@ -110,6 +112,11 @@ class WriteHandle:
     @property
     def schema(self) -> pa.Schema:
         return self._schema
+
+    @property
+    def schema_id(self) -> SchemaId:
+        """The number of `schema`; it stays, whatever becomes of the shard's."""
+        return self._schema_id
 
     @property
     def writer_id(self) -> str:
@@ -167,11 +174,12 @@ class WriteHandle:
             return Batch(self.shard, lower, upper, ())
         updates = updates.with_rows(conform(updates.rows, self._schema))
         config, state = self._shard.config, self._shard.state
-        inline = encode_inline(updates, config.inline_bytes)
+        inline = encode_inline(updates, config.inline_bytes, self._schema_id)
         if inline is not None and state.inline_bytes + len(inline.data) <= config.inline_total_bytes:
             metrics.PART_BYTES.labels("inline").inc(len(inline.data))
             return Batch(self.shard, lower, upper, (inline,))
-        return Batch(self.shard, lower, upper, tuple(await self._shard.parts.upload(self.shard, self._writer, updates)))
+        parts = await self._shard.parts.upload(self.shard, self._writer, updates, self._schema_id)
+        return Batch(self.shard, lower, upper, tuple(parts))
 
     async def compare_and_append_batches(
         self, batches: Sequence[Batch], expected_upper: Frontier, new_upper: Frontier, *, kept: bool = False

@@ -163,18 +163,16 @@ def test_large_writes_go_by_reference(inline_bytes: int) -> None:
             await writer.commit_at({a: [rows(2, (1, "before"))]}, Timestamp(2))
             await writer.commit_at({a: [Updates.at(big, Timestamp(3)), rows(3, (-1, "with it"))]}, Timestamp(3))
             await writer.commit_at({a: [rows(4, (4, "after"))]}, Timestamp(4))
-            reading = asyncio.ensure_future(contents(handle, 4))
-            following = asyncio.ensure_future(listen.until(5))
-            await asyncio.sleep(0.02)
-            assert not reading.done(), "it waits for the shard"
-            await writer.apply_le(Timestamp(4))
             expected = {(i, str(i)): 1 for i in range(100_000)} | {
                 (1, "before"): 1,
                 (-1, "with it"): 1,
                 (4, "after"): 1,
             }
-            assert await reading == expected
-            assert (await following).at(4) == expected
+            assert await contents(handle, 4) == expected, "before it is applied"
+            await listen.until(3)
+            await writer.apply_le(Timestamp(4))
+            assert await contents(handle, 4) == expected
+            assert (await listen.until(5)).at(4) == expected
             assert {time: len(change) for time, change in listen.history.items()} == {2: 1, 3: 100_001, 4: 1}
 
     asyncio.run(main())

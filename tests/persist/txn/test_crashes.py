@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from penstock.persist import FileBlob, ShardId, SqliteConsensus, new_shard_id
-from penstock.persist.parts import encode_schema
+from penstock.persist.schema import encode_schema
 from penstock.persist.txn import TooLate, TxnsWriter, listen
 from penstock.persist.txn.rows import TXNS_SCHEMA, Registration
 from penstock.runtime import Frontier, Timestamp

@@ -265,7 +265,7 @@ class TxnsLog:
         """
         rows = [(decode(*row), total, positive) for row, (total, positive) in self._pending.items()]
         self._pending.clear()
-        rows.sort(key=lambda row: row[0].ts)
+        rows.sort(key=lambda row: (row[0].ts, row[1] > 0))  # a registration that stays follows those it replaced
         for entry, total, positive in rows:
             known = self.holds(entry)
             if known + total not in (0, 1):
@@ -280,7 +280,10 @@ class TxnsLog:
     def _add(self, entry: Entry) -> None:
         followers = list(self._followers.get(entry.shard, ()))
         if isinstance(entry, Registration):
+            before = self.registrations.get(entry.shard)
             self.registrations[entry.shard] = entry
+            if before is not None and before.ts == entry.ts:
+                return  # only its schema is another one
             self._involved.update(followers)
             for follower in followers:
                 follower.registered(entry.ts)

@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from penstock.persist.client import PersistClient
-from penstock.persist.parts import project
 from penstock.persist.read import ReadHandle
+from penstock.persist.schema import selected
+from penstock.persist.state import Part
 from penstock.persist.store import ShardId
+from penstock.persist.txn.direct import fetch_part
 from penstock.persist.txn.listen import TxnsListen
 from penstock.persist.txn.log import TxnsLog
 from penstock.persist.txn.rows import Write
@@ -144,11 +146,12 @@ class TxnsSnapshot:
     def __init__(self, handle: TxnsReadHandle, as_of: Timestamp, columns: Sequence[str] | None) -> None:
         self._handle = handle
         self._as_of = as_of
-        self._columns = columns
+        self._schema = selected(handle.schema, columns)
         self._stored = handle.inner.snapshot(as_of, columns=columns)
         self._writes: list[Write] | None = None
         """What the log held when it was asked; the version of the shard that is read is at least as new."""
-        self._fresh: deque[Updates] | None = None
+        self._fresh: deque[Part] | None = None
+        """Parts that this version does not have yet; the snapshot's lease on it keeps their blobs."""
 
     def __await__(self) -> Generator[Any, None, TxnsSnapshot]:
         return self._open().__await__()
@@ -160,7 +163,10 @@ class TxnsSnapshot:
         await self._open()
         assert self._fresh is not None
         if self._fresh:
-            return self._fresh.popleft()
+            updates = await fetch_part(self._handle.inner.lease, self._fresh[0], self._schema)
+            self._fresh.popleft()
+            times = np.full(len(updates), self._as_of, dtype=np.uint64)
+            return Updates(updates.rows, times, updates.diffs)
         return await anext(self._stored)
 
     @property
@@ -179,13 +185,8 @@ class TxnsSnapshot:
         if self._writes is None:
             await self._ask_log()
         await self._stored
-        writes = self._writes or []
-        self._fresh = deque(
-            self._at_as_of(updates)
-            for write in writes
-            if write.ts >= self._stored.upper and write.inline
-            for updates in write.updates(self._handle.schema)
-        )
+        writes = [write for write in self._writes or [] if write.ts >= self._stored.upper]
+        self._fresh = deque(part for write in writes for part in write.batch.parts)
         return self
 
     async def _ask_log(self) -> None:
@@ -198,15 +199,10 @@ class TxnsSnapshot:
             if shard in log.registrations:
                 self._writes = [write for write in log.unapplied(shard) if write.ts <= self._as_of]
                 settled = log.settled(shard)
-                large = max((write.ts + 1 for write in self._writes if not write.inline), default=0)
-                self._stored.sufficient_upper = Frontier(max(settled, large))
+                self._stored.sufficient_upper = settled
                 if handle.inner.upper < settled:
                     await handle.inner.lease.shard.fetch()
         self._writes = self._writes or []
-
-    def _at_as_of(self, updates: Updates) -> Updates:
-        times = np.full(len(updates), self._as_of, dtype=np.uint64)
-        return project(Updates(updates.rows, times, updates.diffs), self._columns)
 
 
 async def _open_log(client: PersistClient, txns_shard: ShardId) -> TxnsLog:

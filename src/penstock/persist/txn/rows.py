@@ -20,8 +20,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from penstock.persist.parts import decode_inline, decode_schema
-from penstock.persist.state import InlinePart
+from penstock.persist.schema import decode_schema
 from penstock.persist.store import ShardId
 from penstock.persist.write import Batch
 from penstock.runtime import InternalError, Timestamp, Updates
@@ -82,13 +81,8 @@ class Write:
 
     @property
     def inline(self) -> bool:
-        """Whether the updates are in the payload itself."""
+        """Whether the updates are in the payload itself, not in blobs of the shard."""
         return not self.batch.keys
-
-    def updates(self, schema: pa.Schema) -> list[Updates]:
-        """The updates of an inline write."""
-        parts = (part for part in self.batch.parts if isinstance(part, InlinePart))
-        return [decode_inline(part, schema) for part in parts]
 
     @staticmethod
     def new(batch: Batch) -> Write:

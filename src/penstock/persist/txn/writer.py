@@ -26,7 +26,7 @@ import structlog
 from penstock.persist import metrics
 from penstock.persist.client import PersistClient
 from penstock.persist.errors import InvalidUsage, Mismatch, SchemaMismatch
-from penstock.persist.parts import encode_schema
+from penstock.persist.schema import encode_schema
 from penstock.persist.since import SinceHandle
 from penstock.persist.store import ShardId
 from penstock.persist.txn.log import TxnsLog
@@ -195,6 +195,27 @@ class TxnsWriter:
                 return TooLate(upper)  # it was written beyond ts already, without transactions
             return await self._append(entries, [], expected, ts)
 
+    @_counted("change_schema")
+    async def change_schema(self, shard: ShardId, schema: pa.Schema, ts: Timestamp) -> TooLate | None:
+        """From `ts` on, writes to a registered `shard` have `schema`: one of its versions, which
+        `PersistClient.compare_and_evolve_schema` made.
+
+        What was written before stays as it is. Raises `SchemaMismatch` when `schema` is none of the shard's.
+        """
+        async with self._committing:
+            if ts < self.upper:
+                return TooLate(self.upper)
+            expected = await self._catch_up()
+            known = self._log.registrations.get(shard)
+            if known is None:
+                raise InvalidUsage(f"the schema of {shard}, which is not registered, cannot change at {ts}")
+            await self._shard_writer(shard, schema)
+            if known.schema.equals(schema):
+                return await self._append([], [], expected, ts)
+            # The same registration, for it is still the same time from which on the shard is in the log.
+            changed = Registration.new(shard, known.ts, encode_schema(schema))
+            return await self._append([changed], [known], expected, ts)
+
     @_counted("forget")
     async def forget(self, shards: list[ShardId], ts: Timestamp) -> TooLate | None:
         """These shards are no longer written by `commit_at`; from ``ts + 1`` on they have their own upper
@@ -358,7 +379,7 @@ class TxnsWriter:
 
     async def _shard_writer(self, shard: ShardId, schema: pa.Schema) -> WriteHandle:
         writer = self._shards.get(shard)
-        if writer is None:
+        if writer is None or not writer.schema.equals(schema):
             writer = await self._client.open_writer(shard, schema, purpose="transactions")
             self._shards[shard] = writer
         return writer
