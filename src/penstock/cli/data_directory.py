@@ -16,6 +16,16 @@ from pathlib import Path
 from types import TracebackType
 
 
+def consensus_url(directory: Path) -> str:
+    """Where the states of shards are, in a data directory."""
+    return f"sqlite:{directory / 'consensus.sqlite'}"
+
+
+def blob_url(directory: Path) -> str:
+    """Where the parts of shards are, in a data directory."""
+    return f"file:{directory / 'blob'}"
+
+
 class DirectoryInUse(Exception):
     """Another server runs on the directory."""
 
@@ -41,11 +51,11 @@ class DataDirectory:
 
     @property
     def consensus_url(self) -> str:
-        return f"sqlite:{self.path / 'consensus.sqlite'}"
+        return consensus_url(self.path)
 
     @property
     def blob_url(self) -> str:
-        return f"file:{self.path / 'blob'}"
+        return blob_url(self.path)
 
     def run_directory(self) -> Path:
         """A private, short directory for sockets; the same one for every server on this data directory."""

@@ -57,6 +57,17 @@ def clusterd(context: typer.Context) -> None:
     raise typer.Exit(replica(context.args))
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def inspect(context: typer.Context) -> None:
+    """Look into the shards of a database, running or not: state, blobs, usage, transactions. See its own --help."""
+    from penstock.cli.inspect import app as inspections
+
+    inspections(context.args, prog_name="penstock inspect")
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

@@ -72,6 +72,7 @@ class CorruptStateError(PenstockError):
             f"store of this environment from the same backup; other shards are not affected"
         )
         self.shard = shard
+        self.problem = problem
 
 
 class SchemaMismatch(PenstockError):

@@ -32,13 +32,16 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
 class FileBlob:
     """A `Blob` under `root`, which is created when absent. Several processes may share one directory."""
 
-    def __init__(self, root: str | os.PathLike[str], *, threads: int = 4) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, threads: int = 4, prepare: bool = True) -> None:
+        """`prepare`: create what is missing and remove what killed writers left; False for one who only reads."""
         self._root = Path(root)
         self._temporary = self._root / _TEMPORARY
-        self._temporary.mkdir(parents=True, exist_ok=True)
+        if prepare:
+            self._temporary.mkdir(parents=True, exist_ok=True)
         self._directories: set[str] = set()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="file-blob")
-        self._remove_stale_temporaries()
+        if prepare:
+            self._remove_stale_temporaries()
 
     async def get(self, key: str) -> bytes | None:
         return await self._run(lambda: self._get(key), f"read blob {key}")
