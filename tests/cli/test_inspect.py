@@ -85,7 +85,7 @@ def test_state(database: Database) -> None:
     state = answer["state"]
     assert answer["problems"] == []
     assert (state["since"], state["upper"], state["tombstone"]) == (0, 8, False)
-    assert state["columns"] == ["k int64", "v string"]
+    assert state["schemas"] == [["k int64", "v string"]]
     assert [(b["lower"], b["upper"]) for b in state["batches"]] == [(0, 4), (4, 5), (5, 6), (6, 7), (7, 8)]
     assert sum(b["rows"] for b in state["batches"]) == state["rows"] == 4 * 505
     assert state["batches"][0]["runs"] == 1

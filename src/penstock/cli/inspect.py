@@ -214,7 +214,8 @@ def _print_state(console: Console, view: inspect.ShardView) -> None:
     console.print(f"[bold]{view.shard}[/bold]")
     if one is not None:
         _print_frontiers(console, one)
-        console.print("columns: " + (", ".join(one.columns) or "not known yet"))
+        for number, columns in enumerate(one.schemas):
+            console.print(f"schema {number}: {', '.join(columns)}")
         table = _table("batch", "from", "to", "since", "updates", "parts", "runs", "in blobs", "in the state")
         for b in one.batches:
             sizes = (str(b.parts), str(b.runs), _size(b.blob_bytes), _size(b.inline_bytes))

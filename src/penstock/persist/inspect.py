@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import msgspec
 
 from penstock.persist.errors import CorruptStateError
-from penstock.persist.parts import decode_schema
 from penstock.persist.partstore import part_time_ms
 from penstock.persist.readonly import BlobReader, ConsensusReader
+from penstock.persist.schema import decode_schema
 from penstock.persist.state import Diff, HollowPart, State, apply, decode_diff, decode_rollup
 from penstock.persist.store import SeqNo, ShardId
 from penstock.persist.sweep import is_left_behind
@@ -90,7 +90,7 @@ class ClaimView(msgspec.Struct, frozen=True):
 
 
 class StateView(msgspec.Struct, frozen=True):
-    """The newest version in readable form. Frontiers are None where they are past every time."""
+    """The newest version, readable. Frontiers are None where they are past every time. `schemas`: columns, by number."""
 
     seqno: int
     walltime_ms: int
@@ -99,7 +99,7 @@ class StateView(msgspec.Struct, frozen=True):
     seqno_since: int
     collected: int
     tombstone: bool
-    columns: list[str]
+    schemas: list[list[str]]
     rows: int
     inline_bytes: int
     blob_bytes: int
@@ -349,7 +349,7 @@ def view_state(state: State, now_ms: int) -> StateView:
         seqno_since=state.seqno_since,
         collected=state.collected,
         tombstone=state.tombstone,
-        columns=[] if state.schema is None else [f"{field.name} {field.type}" for field in decode_schema(state.schema)],
+        schemas=[[f"{field.name} {field.type}" for field in decode_schema(one)] for one in state.schemas],
         rows=sum(batch.rows for batch in batches),
         inline_bytes=state.inline_bytes,
         blob_bytes=sum(batch.blob_bytes for batch in batches),

@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 
 from penstock.persist.inspect import load
-from penstock.persist.parts import PartDamaged, decode_inline, decode_object, decode_schema
+from penstock.persist.parts import PartDamaged, decode_inline, decode_object
 from penstock.persist.readonly import BlobReader, ConsensusReader
+from penstock.persist.schema import decode_schema
 from penstock.persist.state import HollowPart, State
 from penstock.persist.store import ShardId
 from penstock.persist.txn.rows import TXNS_SCHEMA, Ending, Registration, Write, decode
@@ -51,9 +52,9 @@ async def find_log(consensus: ConsensusReader, blob: BlobReader) -> list[ShardId
     async def is_log(shard: ShardId) -> bool:
         async with limit:
             state = (await load(consensus, blob, shard)).state
-        if state is None or state.schema is None:
+        if state is None or not state.schemas:
             return False
-        schema = decode_schema(state.schema)
+        schema = decode_schema(state.schemas[0])
         return schema.names == TXNS_SCHEMA.names and schema.types == TXNS_SCHEMA.types
 
     shards = [ShardId(key) for key in await consensus.list_keys()]
