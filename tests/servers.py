@@ -6,6 +6,8 @@ and prefixes of their own.
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import socket
 import tempfile
@@ -38,6 +40,8 @@ def postgres() -> Iterator[str]:
 @contextmanager
 def s3() -> Iterator[str]:
     """An S3 with the bucket `S3_BUCKET` on a loopback port; its endpoint."""
+    os.environ["MOTO_S3_DEFAULT_MAX_KEYS"] = "50"  # so that a listing of little more has several pages
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -57,3 +61,9 @@ def _create_bucket(host: str, port: int) -> None:
         answer = connection.makefile("rb").readline()
     if b" 200 " not in answer:
         raise RuntimeError(f"the test S3 did not create its bucket: {answer!r}")
+
+
+def s3_url(endpoint: str, prefix: str, settings: str = "") -> str:
+    """A location below `prefix` in the S3 of `s3`."""
+    credentials = "access_key_id=tests&secret_access_key=no-secret&region=us-east-1"
+    return f"s3://{S3_BUCKET}/{prefix}?endpoint={endpoint}&{credentials}{settings}"

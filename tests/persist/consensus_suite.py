@@ -152,3 +152,6 @@ async def compare_and_set(store: Consensus, key: str, seqno: int, data: bytes) -
         except Determinate:
             await asyncio.sleep(0.001)
     raise AssertionError(f"version {seqno} of {key} was never decided")
+
+
+CASES = [conforms, admits_one_winner_per_version, survives_truncation_under_appends]

@@ -17,6 +17,7 @@ from penstock.persist.postgres import PostgresConsensus
 from penstock.runtime import Determinate, Indeterminate
 from tests.persist import consensus_suite as suite
 from tests.persist.proxy import Proxy, proxying
+from tests.persist.race import race_processes
 
 LEVELS = ["read_committed", "serializable"]
 _numbers = itertools.count()
@@ -48,12 +49,7 @@ def with_store(url: str, work: Callable[[PostgresConsensus], Awaitable[object]])
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
     "case",
-    [
-        suite.conforms,
-        suite.admits_one_winner_per_version,
-        suite.survives_truncation_under_appends,
-        suite.takes_batches,
-    ],
+    [*suite.CASES, suite.takes_batches],
 )
 def test_consensus(url: str, level: str, case: Callable[[PostgresConsensus], Awaitable[object]]) -> None:
     with_store(f"{url}&isolation={level}", case)
@@ -85,6 +81,10 @@ def test_clients_of_both_levels_share_a_table(url: str) -> None:
             assert (await first.head("shared")) == (25, b"")
 
     asyncio.run(main())
+
+
+def test_processes_race_for_versions(url: str) -> None:
+    race_processes(url)
 
 
 def test_batches_of_the_same_keys_in_different_orders_do_not_deadlock(url: str) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from obstore.store import MemoryStore
 
 from penstock.persist import (
     Blob,
@@ -24,78 +28,112 @@ from penstock.persist import (
     UnreliableBlob,
     UnreliableConsensus,
     Versioned,
+    masked,
     open_blob,
     open_consensus,
 )
+from penstock.persist.object_blob import ObjectBlob
+from penstock.persist.object_consensus import ObjectConsensus
+from penstock.persist.object_store import ObjectClient
+from penstock.persist.url import has_secret
 from penstock.runtime import Determinate, ExternalError, Indeterminate
-from tests.persist.consensus_suite import admits_one_winner_per_version, conforms
+from tests.persist import blob_suite, consensus_suite
+from tests.persist.race import race_processes
 
 BLOBS: dict[str, Callable[[Path], Blob]] = {
     "mem": lambda _: MemBlob(),
     "file": lambda path: FileBlob(path / "blob"),
+    "objects in memory": lambda _: ObjectBlob(ObjectClient(MemoryStore(), "memory")),
     "reliable": lambda _: UnreliableBlob(MemBlob(), 1, happens=1, answer_lost=0),
 }
 CONSENSUSES: dict[str, Callable[[Path], Consensus]] = {
     "mem": lambda _: MemConsensus(),
     "sqlite": lambda path: SqliteConsensus(path / "consensus.db"),
+    "objects in memory": lambda _: ObjectConsensus(ObjectClient(MemoryStore(), "memory")),
     "reliable": lambda _: UnreliableConsensus(MemConsensus(), 1, happens=1, answer_lost=0),
 }
 
 
 @asynccontextmanager
-async def closing(store: Blob | Consensus) -> AsyncIterator[None]:
+async def closing(*stores: Blob | Consensus) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await store.close()
+        for store in stores:
+            await store.close()
 
 
 @pytest.mark.parametrize("kind", BLOBS)
-def test_blob(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", blob_suite.CASES)
+def test_blob(kind: str, case: Callable[[Blob], Awaitable[None]], tmp_path: Path) -> None:
     async def main() -> None:
         blob = BLOBS[kind](tmp_path)
         async with closing(blob):
-            assert await blob.get("s1/a") is None
-            assert await blob.delete("s1/a") is None
-            assert await blob.list_prefix("") == []
-            await blob.set("s1/a", b"one")
-            await blob.set("s1/w/b c%/…", b"")
-            await blob.set("s10/a", bytes(1 << 20))
-            await blob.set("s1", b"bare")
-            assert await blob.get("s1/a") == b"one"
-            assert await blob.get("s1/w/b c%/…") == b""
-            assert await blob.get("s1/w") is None, "a prefix is not an object"
-            assert await blob.list_prefix("s1/") == [("s1/a", 3), ("s1/w/b c%/…", 0)]
-            assert [key for key, _ in await blob.list_prefix("s1")] == ["s1", "s1/a", "s1/w/b c%/…", "s10/a"]
-            assert await blob.list_prefix("s1/w") == [("s1/w/b c%/…", 0)]
-            assert await blob.list_prefix("nothing/") == []
-            await blob.set("s1/a", b"other")
-            assert await blob.get("s1/a") == b"other"
-            assert await blob.delete("s1/a") == 5
-            assert await blob.get("s1/a") is None
-            await asyncio.gather(*(blob.set(f"many/{i}", b"%d" % i) for i in range(50)))
-            assert len(await blob.list_prefix("many/")) == 50
+            await case(blob)
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize("kind", CONSENSUSES)
-def test_consensus(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", consensus_suite.CASES)
+def test_consensus(kind: str, case: Callable[[Consensus], Awaitable[None]], tmp_path: Path) -> None:
     async def main() -> None:
         store = CONSENSUSES[kind](tmp_path)
         async with closing(store):
-            await conforms(store)
+            await case(store)
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("kind", CONSENSUSES)
-def test_consensus_admits_one_winner_per_version(kind: str, tmp_path: Path) -> None:
+def test_two_handles_on_one_location_agree(tmp_path: Path) -> None:
     async def main() -> None:
-        store = CONSENSUSES[kind](tmp_path)
-        async with closing(store):
-            await admits_one_winner_per_version(store)
+        blobs = [FileBlob(tmp_path / name) for name in ("b", "b", "other")]
+        sqlites = [SqliteConsensus(tmp_path / name) for name in ("c.db", "c.db", "other.db")]
+        here, there = MemoryStore(), MemoryStore()
+        async with closing(*blobs, *sqlites):
+            await blob_suite.agrees_between_handles(*blobs)
+            await consensus_suite.agrees_between_handles(*sqlites)
+            await blob_suite.agrees_between_handles(*(ObjectBlob(ObjectClient(s, "")) for s in (here, here, there)))
+            await consensus_suite.agrees_between_handles(
+                *(ObjectConsensus(ObjectClient(s, "")) for s in (here, here, there))
+            )
+        again = FileBlob(tmp_path / "b")
+        async with closing(again):
+            assert await again.list_prefix("") == [("s/stays", 1)]
 
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["file", "objects in memory"])
+def test_closed_blob_refuses(kind: str, tmp_path: Path) -> None:
+    asyncio.run(blob_suite.refuses_when_closed(BLOBS[kind](tmp_path)))
+
+
+def test_processes_race_for_versions_in_one_sqlite_file(tmp_path: Path) -> None:
+    race_processes(f"sqlite:{tmp_path}/c.db")
+
+
+def test_a_deletion_in_a_directory_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    async def main() -> None:
+        blob = FileBlob(tmp_path / "new" / "deep")
+        async with closing(blob):
+            assert {str(tmp_path), str(tmp_path / "new")} <= set(synced), "the directories themselves are durable first"
+            await blob.set("s/a", b"x")
+            synced.clear()
+            assert await blob.delete("s/a") == 1
+            assert synced == [str(tmp_path / "new" / "deep" / "s")]
+            synced.clear()
+            assert await blob.delete("s/a") is None
+            assert synced == []
+
+    monkeypatch.setattr(os, "fsync", watched)
     asyncio.run(main())
 
 
@@ -126,12 +164,84 @@ def test_stores_survive_a_reopening_and_a_second_process(tmp_path: Path) -> None
 
 
 def test_urls() -> None:
-    for url in ("", "s3:bucket", "file:", "sqlite:x", "file://host/x"):
+    for url in (
+        "",
+        "s3:bucket",
+        "s3://",
+        "file:",
+        "sqlite:x",
+        "file://host/x",
+        "ftp://host/x",
+        "s3://[bucket/x",
+        "gs:///x",
+    ):
         with pytest.raises(ValueError):
             open_blob(url)
-    for url in ("", "file:x", "sqlite:", "postgress://host/db"):
+    for url in ("", "file:x", "sqlite:", "postgress://host/db", "s3://", "http://[x"):
         with pytest.raises(ValueError):
             open_consensus(url)
+    with pytest.raises(ValueError, match="no conditional replacement; use sqlite:FILE"):
+        open_consensus("file:/some/where")
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("s3://bucket/x?endpoint=nowhere", "must be a http:// or https:// URL"),
+        ("s3://bucket/x?regoin=eu", "unknown setting regoin; there are endpoint, region"),
+        ("s3://key:hunter2@bucket/x", "names no bucket"),
+        ("s3://bucket//x?secret_access_key=hunter2", "empty segment"),
+        ("s3://bucket/x?op_timeout=3&secret_access_key=hunter2", "duration with a unit"),
+        ("gs://bucket/x?requests_max=0&service_account_key=hunter2", "whole number from 1"),
+        ("gs://bucket/x?service_account=/no/such/file", "cannot be opened"),
+        ("az://container/x?skip_signature=maybe&account_key=hunter2", "true or false"),
+        ("s3://bucket/x?endpoint=http://h&secret_access_key=hun#ter2", "%23"),
+    ],
+)
+def test_settings_of_object_stores_that_can_never_work_are_refused(url: str, complaint: str) -> None:
+    for opening in (open_blob, open_consensus):
+        with pytest.raises(ValueError, match=complaint) as caught:
+            opening(url)
+        assert "ter2" not in str(caught.value)
+
+
+def test_object_stores_are_opened_without_connecting() -> None:
+    async def main() -> None:
+        for url in (
+            "s3://bucket/a/b?region=eu-west-1&access_key_id=a&secret_access_key=b&virtual_hosted_style_request=true",
+            "gs://bucket?skip_signature=true",
+            "az://container/x?account_name=a&account_key=Zm9v&op_timeout=5s&attempt_timeout=500ms",
+        ):
+            await open_blob(url).close()
+            await open_consensus(url).close()
+
+    asyncio.run(main())
+
+
+def test_urls_are_shown_without_their_secrets() -> None:
+    assert (
+        masked("postgres://me:pw@h:5/db?sslpassword=x&pool_max=3")
+        == "postgres://me:***@h:5/db?sslpassword=***&pool_max=3"
+    )
+    assert masked("s3://b/p?secret_access_key=x&access%5Fkey_id=y&region=z") == (
+        "s3://b/p?secret_access_key=***&access%5Fkey_id=***&region=z"
+    )
+    assert masked("az://c/p?sas_key=x") == "az://c/p?sas_key=***"
+    assert masked("file:/some/where") == "file:/some/where"
+    assert has_secret("az://c/p?sas_key=x")
+    assert not has_secret("file:/some/where")
+    assert not has_secret("s3://b/p?region=eu")
+
+
+def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("obstore", "psycopg"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for module in ("postgres", "postgres_pool", "object_store", "object_blob", "object_consensus"):
+        monkeypatch.delitem(sys.modules, f"penstock.persist.{module}", raising=False)
+    with pytest.raises(ValueError, match=r"pip install 'penstock\[objects\]'"):
+        open_blob("s3://bucket/x")
+    with pytest.raises(ValueError, match=r"pip install 'penstock\[postgres\]'"):
+        open_consensus("postgres://host/db")
 
 
 def test_full_sqlite_file_is_determinate_and_heals(tmp_path: Path) -> None:
@@ -195,20 +305,50 @@ def test_a_locked_file_is_determinate(tmp_path: Path, monkeypatch: pytest.Monkey
     asyncio.run(main())
 
 
-def test_unreliable_stores_fail_by_their_probabilities() -> None:
+@pytest.mark.parametrize("source", [7, random.Random(7)])
+def test_unreliable_stores_fail_by_their_probabilities(source: int | random.Random) -> None:
     async def main() -> None:
-        store = UnreliableConsensus(MemConsensus(), 7, happens=0.5, answer_lost=0.25)
-        outcomes = {Determinate: 0, Indeterminate: 0, None: 0}
-        for _ in range(400):
+        inner = MemConsensus()
+        store = UnreliableConsensus(inner, source, happens=0.5, answer_lost=0.25)
+        outcomes: Counter[type[BaseException] | None] = Counter()
+        happened = 0
+        for number in range(400):
+            outcome: type[BaseException] | None = None
             try:
-                await store.head("k")
-                outcomes[None] += 1
+                await store.compare_and_set(f"k{number}", Versioned(SeqNo(0), b""))
             except ExternalError as error:
-                outcomes[type(error)] += 1
+                outcome = type(error)
+            outcomes[outcome] += 1
+            effect = await inner.head(f"k{number}") is not None
+            happened += effect
+            assert effect if outcome is None else True
+            assert not effect if outcome is Determinate else True
         assert 110 < outcomes[None] < 190
         assert 110 < outcomes[Determinate] < 190
         assert 60 < outcomes[Indeterminate] < 140
-        store.faults.happens, store.faults.answer_lost = 1, 0
-        assert await store.head("k") is None
+        assert 150 < happened < 250, "half of the lost answers are to calls that happened"
+        assert store.faults.injected == 400 - outcomes[None]
+
+    asyncio.run(main())
+
+
+def test_unreliable_stores_can_be_fully_on_and_fully_off() -> None:
+    async def main() -> None:
+        blob, consensus = UnreliableBlob(MemBlob(), 1), UnreliableConsensus(MemConsensus(), 1)
+        for faults in (blob.faults, consensus.faults):
+            faults.totally_unavailable()
+        for _ in range(50):
+            with pytest.raises(Indeterminate):
+                await blob.set("s/a", b"x")
+            with pytest.raises(Indeterminate):
+                await consensus.compare_and_set("k", Versioned(SeqNo(0), b"x"))
+        for faults in (blob.faults, consensus.faults):
+            faults.totally_available()
+        for _ in range(50):
+            assert await blob.get("s/a") is None, "nothing happened"
+            assert await consensus.head("k") is None, "nothing happened"
+        consensus.faults.partially_available(0, 0)
+        with pytest.raises(Determinate):
+            await consensus.head("k")
 
     asyncio.run(main())

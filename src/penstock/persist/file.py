@@ -37,7 +37,7 @@ class FileBlob:
         self._root = Path(root)
         self._temporary = self._root / _TEMPORARY
         if prepare:
-            self._temporary.mkdir(parents=True, exist_ok=True)
+            make_directory(self._temporary)
         self._directories: set[str] = set()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="file-blob")
         if prepare:
@@ -109,7 +109,8 @@ class FileBlob:
             path.unlink()
         except FileNotFoundError:
             return None
-        return size  # not fsynced: an object that comes back after a power failure is garbage, never wrong
+        _fsync_directory(path.parent)  # or it comes back with a power failure, after those who knew of it are gone
+        return size
 
     def _list(self, prefix: str) -> list[tuple[str, int]]:
         first, separator, _ = prefix.partition("/")
@@ -144,6 +145,15 @@ class FileBlob:
                     path.unlink()
             except FileNotFoundError:
                 continue
+
+
+def make_directory(path: Path) -> None:
+    """Create `path` and the directories above it where missing, each durable before anything is put into it."""
+    path = path.absolute()
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        _fsync_directory(directory.parent)
 
 
 def _escape(text: str) -> str:

@@ -6,12 +6,12 @@ does not use; where it is missing, the error says what to install.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
-from penstock.persist.file import FileBlob
+from penstock.persist.file import FileBlob, make_directory
 from penstock.persist.mem import MemBlob, MemConsensus
 from penstock.persist.sqlite import SqliteConsensus
 from penstock.persist.store import Blob, Consensus
@@ -21,37 +21,69 @@ from penstock.runtime import Clock
 T = TypeVar("T")
 
 _POSTGRES = {"postgres", "postgresql"}
+_OBJECTS = {"s3", "gs", "az"}
 
 
 def open_blob(url: str) -> Blob:
-    """The blob store at `url`: ``file:DIRECTORY`` (created when absent) or ``mem:`` (a new, empty one).
+    """The blob store at `url`: ``file:DIRECTORY`` (created when absent), an object store (``s3://BUCKET/PREFIX``,
+    ``gs://BUCKET/PREFIX``, ``az://CONTAINER/PREFIX``) or ``mem:`` (a new, empty one).
 
-    Raises `ValueError` for a URL that can never work.
+    Nothing is connected yet. Raises `ValueError` for a URL that can never work.
     """
+    kind = _scheme(url)
+    if kind in _OBJECTS:
+        return _with_extra("objects", lambda: _object_blob(url))
     scheme, path = _split(url)
     if scheme == "mem":
         return MemBlob()
     if scheme == "file" and path:
         return FileBlob(path)
-    raise ValueError(f"{masked(url)!r} is not a blob store: use file:DIRECTORY or mem:")
+    raise ValueError(
+        f"{masked(url)!r} is not a blob store: use file:DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, "
+        f"az://CONTAINER/PREFIX or mem:"
+    )
 
 
 def open_consensus(url: str, *, clock: Clock | None = None) -> Consensus:
     """The consensus store at `url`: ``sqlite:FILE`` (created when absent, with its directory),
-    ``postgres://USER:PASSWORD@HOST/DATABASE`` or ``mem:`` (a new one).
+    ``postgres://USER:PASSWORD@HOST/DATABASE``, an object store (as for `open_blob`) or ``mem:`` (a new one).
 
     Nothing is connected yet: a server that is not up shows in the first operation. Raises `ValueError` for a URL that
     can never work, `ExternalError` when a file cannot be opened.
     """
-    if urlsplit(url).scheme in _POSTGRES:
+    kind = _scheme(url)
+    if kind in _POSTGRES:
         return _with_extra("postgres", lambda: _postgres(url, clock))
+    if kind in _OBJECTS:
+        return _with_extra("objects", lambda: _object_consensus(url))
     scheme, path = _split(url)
     if scheme == "mem":
         return MemConsensus()
     if scheme == "sqlite" and path:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        make_directory(Path(path).absolute().parent)
         return SqliteConsensus(path)
-    raise ValueError(f"{masked(url)!r} is not a consensus store: use postgres://…, sqlite:FILE or mem:")
+    if scheme == "file":
+        raise ValueError(
+            f"{masked(url)!r} cannot keep consensus: a directory has no conditional replacement; use sqlite:FILE"
+        )
+    raise ValueError(
+        f"{masked(url)!r} is not a consensus store: use postgres://…, sqlite:FILE, s3://BUCKET/PREFIX, "
+        f"gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or mem:"
+    )
+
+
+def _object_blob(url: str) -> Blob:
+    from penstock.persist.object_blob import ObjectBlob
+    from penstock.persist.object_store import open_client
+
+    return ObjectBlob(open_client(url, conditional=False))
+
+
+def _object_consensus(url: str) -> Consensus:
+    from penstock.persist.object_consensus import ObjectConsensus
+    from penstock.persist.object_store import open_client
+
+    return ObjectConsensus(open_client(url, conditional=True))
 
 
 def _postgres(url: str, clock: Clock | None) -> Consensus:
@@ -67,6 +99,13 @@ def _with_extra(extra: str, make: Callable[[], T]) -> T:
         raise ValueError(
             f"this kind of store needs a library that is not installed ({error}): pip install 'penstock[{extra}]'"
         ) from error
+
+
+def _scheme(url: str) -> str:
+    try:
+        return urlsplit(url).scheme
+    except ValueError:
+        raise ValueError(f"{masked(url)} is not a URL") from None
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -130,6 +130,9 @@ SWEEPS = Counter("persist_sweeps_total", "Shards that were swept.", ["outcome"])
 
 READERS_EXPIRED = Counter("persist_readers_expired_total", "Readers of this process that lost their lease.")
 
+OBJECT_HEADS = Counter("persist_object_heads_total", "Heads asked of an object store that keeps consensus.", ["result"])
+"""`result`: read (it had changed, or was not known), unchanged."""
+
 TXNS = Counter("txns_ops_total", "Operations on the transaction log.", ["op", "outcome"])
 """`op`: register, forget, commit, apply, compact. `outcome`: done, too_late, failed."""
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -23,7 +22,7 @@ from typing import TypeAlias
 from psycopg import AsyncConnection, OperationalError
 from psycopg.pq import TransactionStatus
 
-from penstock.runtime import Clock
+from penstock.runtime import Clock, randomness
 
 Connection: TypeAlias = AsyncConnection[tuple[object, ...]]
 
@@ -69,7 +68,6 @@ class ConnectionPool:
         self._limits = limits
         self._prepare = prepare
         self._clock = clock
-        self._random = random.Random(os.getpid())
         self._free = asyncio.Semaphore(limits.connections)
         self._idle: list[_Pooled] = []
         self._closed = False
@@ -139,7 +137,7 @@ class ConnectionPool:
             raise
         finally:
             severing.cancel()
-        spread = 1 - _LIFETIME_SPREAD * self._random.random()
+        spread = 1 - _LIFETIME_SPREAD * randomness().random()
         return _Pooled(connection, self._clock.monotonic() + self._limits.lifetime_s * spread)
 
     async def _give_back(self, pooled: _Pooled) -> None:

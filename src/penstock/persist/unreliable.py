@@ -15,15 +15,27 @@ T = TypeVar("T")
 class Faults:
     """Decides the fate of each call. The probabilities may be changed while a test runs.
 
-    `happens`: probability that the call takes effect. `answer_lost`: probability that its outcome is not
-    reported.
+    `seed`: a number, or a source that a simulation shares. `happens`: probability that the call takes effect.
+    `answer_lost`: probability that its outcome is not reported, which is `Indeterminate`. A call that does not happen
+    and says so is `Determinate`. `injected` counts the calls that failed on purpose.
     """
 
-    def __init__(self, seed: int, happens: float, answer_lost: float) -> None:
-        self._random = random.Random(seed)
+    def __init__(self, seed: int | random.Random, happens: float, answer_lost: float) -> None:
+        self._random = seed if isinstance(seed, random.Random) else random.Random(seed)
         self.happens = happens
         self.answer_lost = answer_lost
         self.injected = 0
+
+    def totally_available(self) -> None:
+        """From now on every call happens and is answered."""
+        self.partially_available(1, 0)
+
+    def totally_unavailable(self) -> None:
+        """From now on no call happens, and none is answered."""
+        self.partially_available(0, 1)
+
+    def partially_available(self, happens: float, answer_lost: float) -> None:
+        self.happens, self.answer_lost = happens, answer_lost
 
     async def call(self, what: str, operation: Callable[[], Awaitable[T]]) -> T:
         happens = self._random.random() < self.happens
@@ -39,9 +51,11 @@ class Faults:
 
 
 class UnreliableBlob:
-    """A `Blob` that fails by `seed` around `inner`."""
+    """A `Blob` that fails by chance around `inner`; `faults` says how often."""
 
-    def __init__(self, inner: Blob, seed: int, *, happens: float = 0.95, answer_lost: float = 0.05) -> None:
+    def __init__(
+        self, inner: Blob, seed: int | random.Random, *, happens: float = 0.95, answer_lost: float = 0.05
+    ) -> None:
         self._inner = inner
         self.faults = Faults(seed, happens, answer_lost)
 
@@ -62,9 +76,11 @@ class UnreliableBlob:
 
 
 class UnreliableConsensus:
-    """A `Consensus` that fails by `seed` around `inner`."""
+    """A `Consensus` that fails by chance around `inner`; `faults` says how often."""
 
-    def __init__(self, inner: Consensus, seed: int, *, happens: float = 0.95, answer_lost: float = 0.05) -> None:
+    def __init__(
+        self, inner: Consensus, seed: int | random.Random, *, happens: float = 0.95, answer_lost: float = 0.05
+    ) -> None:
         self._inner = inner
         self.faults = Faults(seed, happens, answer_lost)
 

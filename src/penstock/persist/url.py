@@ -19,6 +19,7 @@ _FLAGS = {"true": True, "1": True, "on": True, "false": False, "0": False, "off"
 
 def masked(url: str) -> str:
     """`url` for people and logs: a password and every secret setting replaced by ``***``."""
+    url = url.strip()
     try:
         parts = urlsplit(url)
         netloc, query = parts.netloc, parts.query
@@ -27,12 +28,14 @@ def masked(url: str) -> str:
     user, at, host = netloc.rpartition("@")
     if ":" in user:
         user = user.partition(":")[0] + ":***"
-    return urlunsplit((parts.scheme, user + at + host, parts.path, _masked_query(query), ""))
+    start = url[: len(parts.scheme) + 1] if parts.scheme else ""
+    authority = f"//{user}{at}{host}" if url[len(start) :].startswith("//") else ""
+    return start + authority + parts.path + (f"?{_masked_query(query)}" if query else "")
 
 
 def has_secret(url: str) -> bool:
     """Whether `url` holds what others on this machine must not see, say in a list of processes."""
-    return masked(url) != urlunsplit(urlsplit(url)._replace(fragment=""))
+    return "***" in masked(url)
 
 
 def _masked_query(query: str) -> str:
