@@ -11,6 +11,7 @@ BENCHMARKS = {
     "grouped": "SELECT k, count(*), sum(v) GROUP BY k over 5 million rows, then batches of 1,000 changes",
     "join": "1 million orders joined with 4 million line items, grouped by customer, then batches of 1,000 changes",
     "freshness": "INSERT to visible in a view of a view by SELECT, at 100 inserts a second",
+    "committer": "compare-and-sets on PostgreSQL by 1, 8 and 64 clients, through persistd and directly",
 }
 
 

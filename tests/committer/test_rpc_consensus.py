@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from penstock.committer import AddressError, CommitterServer, InProcessConsensus, InvalidRequest, RpcConsensus
+from penstock.committer import AddressError, CommitterServer, InProcessConsensus, InvalidRequest, RpcConsensus, metrics
 from penstock.committer import committer_pb2 as pb
 from penstock.committer import committer_pb2_grpc as pb_grpc
 from penstock.persist import CasResult, Consensus, LocalPubSub, MemConsensus, SeqNo, Versioned
@@ -67,19 +67,28 @@ def test_garbage_never_reaches_the_store(tmp_path: Path) -> None:
                 raise AssertionError(f"{name} reached the store")
 
         async with serving(Untouchable(), f"unix:{tmp_path}/c") as target:  # type: ignore[arg-type]
+            big = 2**64 - 1
+            bad = [
+                pb.Request(head=pb.HeadRequest(key="")),
+                pb.Request(head=pb.HeadRequest(key="k" * 10_000)),
+                pb.Request(compare_and_set=pb.CompareAndSetRequest(key="s")),
+                pb.Request(compare_and_set=pb.CompareAndSetRequest(key="s", seqno=big)),
+                pb.Request(scan=pb.ScanRequest(key="s", from_seqno=big, limit=1)),
+                pb.Request(scan=pb.ScanRequest(key="s", from_seqno=0, limit=0)),
+                pb.Request(truncate=pb.TruncateRequest(key="s", seqno=big)),
+                pb.Request(),
+            ]
+            refused = metrics.REFUSED.labels("invalid")._value.get()
             async with grpc.aio.insecure_channel(target) as channel:
-                stub = pb_grpc.ConsensusStub(channel)
-                big = 2**64 - 1
-                for response in (
-                    await stub.Head(pb.HeadRequest(key="")),
-                    await stub.Head(pb.HeadRequest(key="k" * 10_000)),
-                    await stub.CompareAndSet(pb.CompareAndSetRequest(key="s")),
-                    await stub.CompareAndSet(pb.CompareAndSetRequest(key="s", version=pb.Version(seqno=big))),
-                    await stub.Scan(pb.ScanRequest(key="s", from_seqno=big, limit=1)),
-                    await stub.Scan(pb.ScanRequest(key="s", from_seqno=0, limit=0)),
-                    await stub.Truncate(pb.TruncateRequest(key="s", seqno=big)),
-                ):
-                    assert response.err.determinacy == pb.INVALID, response
+                call = pb_grpc.ConsensusStub(channel).Operate()
+                await call.write(pb.Requests(requests=bad))
+                answers: list[pb.Response] = []
+                while len(answers) < len(bad):
+                    answers += (await call.read()).responses
+                call.cancel()
+            for response in answers:
+                assert response.err.determinacy == pb.INVALID, response
+            assert metrics.REFUSED.labels("invalid")._value.get() == refused + len(bad)
             client = RpcConsensus(target)
             with pytest.raises(InvalidRequest):
                 await client.head("")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import enum
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import penstock
+
+if TYPE_CHECKING:
+    from penstock.committer import Credentials
 
 app = typer.Typer(
     name="penstock",
@@ -27,6 +30,18 @@ class LogLevel(enum.StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+
+
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the committer's bearer token; without it PENSTOCK_COMMITTER_TOKEN.",
+        envvar="PENSTOCK_COMMITTER_TOKEN_FILE",
+    ),
+]
+TlsCert = Annotated[Path | None, typer.Option(help="PEM certificate that the committer's peers are shown.")]
+TlsKey = Annotated[Path | None, typer.Option(help="PEM key of that certificate.")]
+TlsCa = Annotated[Path | None, typer.Option(help="PEM certificate of the authority that signed the peers'.")]
 
 
 @app.command()
@@ -69,9 +84,57 @@ def inspect(context: typer.Context) -> None:
 
 
 @app.command()
+def persistd(
+    listen: Annotated[
+        str, typer.Option(help="unix:/path or host:port; other than loopback only with mutual TLS or a token.")
+    ],
+    consensus_url: Annotated[
+        str, typer.Option(help="The consensus store, such as postgres://USER@HOST/DB.", envvar="PENSTOCK_CONSENSUS_URL")
+    ],
+    metrics_listen: Annotated[
+        str | None, typer.Option(help="host:port for Prometheus; without it no metrics are served.")
+    ] = None,
+    stats_interval: Annotated[
+        float, typer.Option(help="Seconds between lines that sum up what was done; 0 for none.", min=0)
+    ] = 30.0,
+    cache_shards: Annotated[int, typer.Option(help="Shards whose newest version is cached.", min=0)] = 10_000,
+    token_file: TokenFile = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
+    log_level: Annotated[LogLevel, typer.Option(help="How much to log to standard error.")] = LogLevel.INFO,
+) -> None:
+    """Run the consensus committer alone, next to the metadata store, until Ctrl-C or SIGTERM."""
+    from penstock.cli.logs import configure_logs
+    from penstock.cli.persistd import run
+    from penstock.committer import PersistdConfig
+
+    configure_logs(log_level.value)
+    config = PersistdConfig(
+        consensus_url=consensus_url,
+        listen=listen,
+        credentials=_credentials(token_file, tls_cert, tls_key, tls_ca),
+        metrics_listen=metrics_listen,
+        stats_interval_s=stats_interval,
+        cache_shards=cache_shards,
+    )
+    raise typer.Exit(run(config))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(f"penstock {penstock.__version__} (Python {sys.version.split()[0]})")
+
+
+def _credentials(token_file: Path | None, cert: Path | None, key: Path | None, ca: Path | None) -> Credentials:
+    from penstock.cli.stopping import refuse
+    from penstock.committer import CredentialsError, load_credentials
+
+    try:
+        return load_credentials(token_file=token_file, certificate=cert, key=key, authority=ca)
+    except CredentialsError as error:
+        raise typer.Exit(refuse(str(error))) from error
 
 
 def main() -> None:

@@ -33,6 +33,22 @@ class ShardCache:
             self._entries.move_to_end(key)
         return version
 
+    def is_behind(self, key: str, seqno: int) -> bool:
+        """Whether a version `seqno` of `key` is surely there already, so that setting it must mismatch."""
+        version = self._entries.get(key)
+        return version is not None and 0 <= seqno <= version.seqno
+
+    def forget(self, key: str) -> None:
+        """Drop the entry of `key`: the store has shown that it is not there."""
+        version = self._entries.pop(key, None)
+        if version is not None:
+            self.nbytes -= len(version.data)
+
+    def clear(self) -> None:
+        """Drop everything: the store was reset."""
+        self._entries.clear()
+        self.nbytes = 0
+
     def insert(self, key: str, version: Versioned) -> None:
         """Remember `version`; ignored when the entry is as new. The entry counts as used."""
         known = self._entries.get(key)

@@ -24,57 +24,51 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"penstock/committer/committer.proto\x12\x12penstock.committer\"&\n\x07Version\x12\r\n\x05seqno\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"y\n\x05\x45rror\x12\x34\n\x0b\x64\x65terminacy\x18\x01 \x01(\x0e\x32\x1f.penstock.committer.Determinacy\x12\x0e\n\x06\x63\x61uses\x18\x02 \x03(\t\x12\x12\n\nstore_full\x18\x03 \x01(\x08\x12\x16\n\x0estore_unusable\x18\x04 \x01(\x08\".\n\x0bHeadRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nlinearized\x18\x02 \x01(\x08\":\n\nHeadResult\x12,\n\x07version\x18\x01 \x01(\x0b\x32\x1b.penstock.committer.Version\"p\n\x0cHeadResponse\x12,\n\x02ok\x18\x01 \x01(\x0b\x32\x1e.penstock.committer.HeadResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"=\n\x0bScanRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nfrom_seqno\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\x04\";\n\nScanResult\x12-\n\x08versions\x18\x01 \x03(\x0b\x32\x1b.penstock.committer.Version\"p\n\x0cScanResponse\x12,\n\x02ok\x18\x01 \x01(\x0b\x32\x1e.penstock.committer.ScanResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"Q\n\x14\x43ompareAndSetRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12,\n\x07version\x18\x02 \x01(\x0b\x32\x1b.penstock.committer.Version\"(\n\x13\x43ompareAndSetResult\x12\x11\n\tcommitted\x18\x01 \x01(\x08\"\x82\x01\n\x15\x43ompareAndSetResponse\x12\x35\n\x02ok\x18\x01 \x01(\x0b\x32\'.penstock.committer.CompareAndSetResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"-\n\x0fTruncateRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05seqno\x18\x02 \x01(\x04\"!\n\x0eTruncateResult\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x04\"x\n\x10TruncateResponse\x12\x30\n\x02ok\x18\x01 \x01(\x0b\x32\".penstock.committer.TruncateResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"\x11\n\x0fListKeysRequest\"\x1e\n\x0eListKeysResult\x12\x0c\n\x04keys\x18\x01 \x03(\t\"x\n\x10ListKeysResponse\x12\x30\n\x02ok\x18\x01 \x01(\x0b\x32\".penstock.committer.ListKeysResultH\x00\x12(\n\x03\x65rr\x18\x02 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"G\n\x08PushDiff\x12\r\n\x05shard\x18\x01 \x01(\t\x12,\n\x07version\x18\x02 \x01(\x0b\x32\x1b.penstock.committer.Version\"d\n\rClientMessage\x12\x13\n\x0bunsubscribe\x18\x01 \x03(\t\x12\x11\n\tsubscribe\x18\x02 \x03(\t\x12+\n\x05\x64iffs\x18\x03 \x03(\x0b\x32\x1c.penstock.committer.PushDiff\"<\n\rServerMessage\x12+\n\x05\x64iffs\x18\x01 \x03(\x0b\x32\x1c.penstock.committer.PushDiff*[\n\x0b\x44\x65terminacy\x12\x1b\n\x17\x44\x45TERMINACY_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44\x45TERMINATE\x10\x01\x12\x11\n\rINDETERMINATE\x10\x02\x12\x0b\n\x07INVALID\x10\x03\x32\xb5\x03\n\tConsensus\x12I\n\x04Head\x12\x1f.penstock.committer.HeadRequest\x1a .penstock.committer.HeadResponse\x12I\n\x04Scan\x12\x1f.penstock.committer.ScanRequest\x1a .penstock.committer.ScanResponse\x12\x64\n\rCompareAndSet\x12(.penstock.committer.CompareAndSetRequest\x1a).penstock.committer.CompareAndSetResponse\x12U\n\x08Truncate\x12#.penstock.committer.TruncateRequest\x1a$.penstock.committer.TruncateResponse\x12U\n\x08ListKeys\x12#.penstock.committer.ListKeysRequest\x1a$.penstock.committer.ListKeysResponse2\\\n\x06PubSub\x12R\n\x06Stream\x12!.penstock.committer.ClientMessage\x1a!.penstock.committer.ServerMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"penstock/committer/committer.proto\x12\x12penstock.committer\"&\n\x07Version\x12\r\n\x05seqno\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"y\n\x05\x45rror\x12\x34\n\x0b\x64\x65terminacy\x18\x01 \x01(\x0e\x32\x1f.penstock.committer.Determinacy\x12\x0e\n\x06\x63\x61uses\x18\x02 \x03(\t\x12\x12\n\nstore_full\x18\x03 \x01(\x08\x12\x16\n\x0estore_unusable\x18\x04 \x01(\x08\".\n\x0bHeadRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nlinearized\x18\x02 \x01(\x08\"=\n\x0bScanRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nfrom_seqno\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\x04\"O\n\x14\x43ompareAndSetRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\x05seqno\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x42\x08\n\x06_seqno\"-\n\x0fTruncateRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05seqno\x18\x02 \x01(\x04\"\x11\n\x0fListKeysRequest\"\xbc\x02\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x43\n\x0f\x63ompare_and_set\x18\x02 \x01(\x0b\x32(.penstock.committer.CompareAndSetRequestH\x00\x12/\n\x04head\x18\x03 \x01(\x0b\x32\x1f.penstock.committer.HeadRequestH\x00\x12/\n\x04scan\x18\x04 \x01(\x0b\x32\x1f.penstock.committer.ScanRequestH\x00\x12\x37\n\x08truncate\x18\x05 \x01(\x0b\x32#.penstock.committer.TruncateRequestH\x00\x12\x38\n\tlist_keys\x18\x06 \x01(\x0b\x32#.penstock.committer.ListKeysRequestH\x00\x42\x0b\n\toperation\"9\n\x08Requests\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.penstock.committer.Request\":\n\nHeadResult\x12,\n\x07version\x18\x01 \x01(\x0b\x32\x1b.penstock.committer.Version\";\n\nScanResult\x12-\n\x08versions\x18\x01 \x03(\x0b\x32\x1b.penstock.committer.Version\"\x1e\n\x0eListKeysResult\x12\x0c\n\x04keys\x18\x01 \x03(\t\"\x8b\x02\n\x08Response\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x13\n\tcommitted\x18\x02 \x01(\x08H\x00\x12.\n\x04head\x18\x03 \x01(\x0b\x32\x1e.penstock.committer.HeadResultH\x00\x12.\n\x04scan\x18\x04 \x01(\x0b\x32\x1e.penstock.committer.ScanResultH\x00\x12\x11\n\x07\x64\x65leted\x18\x05 \x01(\x04H\x00\x12\x37\n\tlist_keys\x18\x06 \x01(\x0b\x32\".penstock.committer.ListKeysResultH\x00\x12(\n\x03\x65rr\x18\x07 \x01(\x0b\x32\x19.penstock.committer.ErrorH\x00\x42\x08\n\x06result\"<\n\tResponses\x12/\n\tresponses\x18\x01 \x03(\x0b\x32\x1c.penstock.committer.Response\"G\n\x08PushDiff\x12\r\n\x05shard\x18\x01 \x01(\t\x12,\n\x07version\x18\x02 \x01(\x0b\x32\x1b.penstock.committer.Version\"d\n\rClientMessage\x12\x13\n\x0bunsubscribe\x18\x01 \x03(\t\x12\x11\n\tsubscribe\x18\x02 \x03(\t\x12+\n\x05\x64iffs\x18\x03 \x03(\x0b\x32\x1c.penstock.committer.PushDiff\"<\n\rServerMessage\x12+\n\x05\x64iffs\x18\x01 \x03(\x0b\x32\x1c.penstock.committer.PushDiff*[\n\x0b\x44\x65terminacy\x12\x1b\n\x17\x44\x45TERMINACY_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44\x45TERMINATE\x10\x01\x12\x11\n\rINDETERMINATE\x10\x02\x12\x0b\n\x07INVALID\x10\x03\x32W\n\tConsensus\x12J\n\x07Operate\x12\x1c.penstock.committer.Requests\x1a\x1d.penstock.committer.Responses(\x01\x30\x01\x32\\\n\x06PubSub\x12R\n\x06Stream\x12!.penstock.committer.ClientMessage\x1a!.penstock.committer.ServerMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.committer.committer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DETERMINACY']._serialized_start=1553
-  _globals['_DETERMINACY']._serialized_end=1644
+  _globals['_DETERMINACY']._serialized_start=1579
+  _globals['_DETERMINACY']._serialized_end=1670
   _globals['_VERSION']._serialized_start=58
   _globals['_VERSION']._serialized_end=96
   _globals['_ERROR']._serialized_start=98
   _globals['_ERROR']._serialized_end=219
   _globals['_HEADREQUEST']._serialized_start=221
   _globals['_HEADREQUEST']._serialized_end=267
-  _globals['_HEADRESULT']._serialized_start=269
-  _globals['_HEADRESULT']._serialized_end=327
-  _globals['_HEADRESPONSE']._serialized_start=329
-  _globals['_HEADRESPONSE']._serialized_end=441
-  _globals['_SCANREQUEST']._serialized_start=443
-  _globals['_SCANREQUEST']._serialized_end=504
-  _globals['_SCANRESULT']._serialized_start=506
-  _globals['_SCANRESULT']._serialized_end=565
-  _globals['_SCANRESPONSE']._serialized_start=567
-  _globals['_SCANRESPONSE']._serialized_end=679
-  _globals['_COMPAREANDSETREQUEST']._serialized_start=681
-  _globals['_COMPAREANDSETREQUEST']._serialized_end=762
-  _globals['_COMPAREANDSETRESULT']._serialized_start=764
-  _globals['_COMPAREANDSETRESULT']._serialized_end=804
-  _globals['_COMPAREANDSETRESPONSE']._serialized_start=807
-  _globals['_COMPAREANDSETRESPONSE']._serialized_end=937
-  _globals['_TRUNCATEREQUEST']._serialized_start=939
-  _globals['_TRUNCATEREQUEST']._serialized_end=984
-  _globals['_TRUNCATERESULT']._serialized_start=986
-  _globals['_TRUNCATERESULT']._serialized_end=1019
-  _globals['_TRUNCATERESPONSE']._serialized_start=1021
-  _globals['_TRUNCATERESPONSE']._serialized_end=1141
-  _globals['_LISTKEYSREQUEST']._serialized_start=1143
-  _globals['_LISTKEYSREQUEST']._serialized_end=1160
-  _globals['_LISTKEYSRESULT']._serialized_start=1162
-  _globals['_LISTKEYSRESULT']._serialized_end=1192
-  _globals['_LISTKEYSRESPONSE']._serialized_start=1194
-  _globals['_LISTKEYSRESPONSE']._serialized_end=1314
-  _globals['_PUSHDIFF']._serialized_start=1316
-  _globals['_PUSHDIFF']._serialized_end=1387
-  _globals['_CLIENTMESSAGE']._serialized_start=1389
-  _globals['_CLIENTMESSAGE']._serialized_end=1489
-  _globals['_SERVERMESSAGE']._serialized_start=1491
-  _globals['_SERVERMESSAGE']._serialized_end=1551
-  _globals['_CONSENSUS']._serialized_start=1647
-  _globals['_CONSENSUS']._serialized_end=2084
-  _globals['_PUBSUB']._serialized_start=2086
-  _globals['_PUBSUB']._serialized_end=2178
+  _globals['_SCANREQUEST']._serialized_start=269
+  _globals['_SCANREQUEST']._serialized_end=330
+  _globals['_COMPAREANDSETREQUEST']._serialized_start=332
+  _globals['_COMPAREANDSETREQUEST']._serialized_end=411
+  _globals['_TRUNCATEREQUEST']._serialized_start=413
+  _globals['_TRUNCATEREQUEST']._serialized_end=458
+  _globals['_LISTKEYSREQUEST']._serialized_start=460
+  _globals['_LISTKEYSREQUEST']._serialized_end=477
+  _globals['_REQUEST']._serialized_start=480
+  _globals['_REQUEST']._serialized_end=796
+  _globals['_REQUESTS']._serialized_start=798
+  _globals['_REQUESTS']._serialized_end=855
+  _globals['_HEADRESULT']._serialized_start=857
+  _globals['_HEADRESULT']._serialized_end=915
+  _globals['_SCANRESULT']._serialized_start=917
+  _globals['_SCANRESULT']._serialized_end=976
+  _globals['_LISTKEYSRESULT']._serialized_start=978
+  _globals['_LISTKEYSRESULT']._serialized_end=1008
+  _globals['_RESPONSE']._serialized_start=1011
+  _globals['_RESPONSE']._serialized_end=1278
+  _globals['_RESPONSES']._serialized_start=1280
+  _globals['_RESPONSES']._serialized_end=1340
+  _globals['_PUSHDIFF']._serialized_start=1342
+  _globals['_PUSHDIFF']._serialized_end=1413
+  _globals['_CLIENTMESSAGE']._serialized_start=1415
+  _globals['_CLIENTMESSAGE']._serialized_end=1515
+  _globals['_SERVERMESSAGE']._serialized_start=1517
+  _globals['_SERVERMESSAGE']._serialized_end=1577
+  _globals['_CONSENSUS']._serialized_start=1672
+  _globals['_CONSENSUS']._serialized_end=1759
+  _globals['_PUBSUB']._serialized_start=1761
+  _globals['_PUBSUB']._serialized_end=1853
 # @@protoc_insertion_point(module_scope)

@@ -46,20 +46,6 @@ class HeadRequest(_message.Message):
     linearized: bool
     def __init__(self, key: _Optional[str] = ..., linearized: _Optional[bool] = ...) -> None: ...
 
-class HeadResult(_message.Message):
-    __slots__ = ("version",)
-    VERSION_FIELD_NUMBER: _ClassVar[int]
-    version: Version
-    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
-
-class HeadResponse(_message.Message):
-    __slots__ = ("ok", "err")
-    OK_FIELD_NUMBER: _ClassVar[int]
-    ERR_FIELD_NUMBER: _ClassVar[int]
-    ok: HeadResult
-    err: Error
-    def __init__(self, ok: _Optional[_Union[HeadResult, _Mapping]] = ..., err: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
-
 class ScanRequest(_message.Message):
     __slots__ = ("key", "from_seqno", "limit")
     KEY_FIELD_NUMBER: _ClassVar[int]
@@ -70,41 +56,15 @@ class ScanRequest(_message.Message):
     limit: int
     def __init__(self, key: _Optional[str] = ..., from_seqno: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
 
-class ScanResult(_message.Message):
-    __slots__ = ("versions",)
-    VERSIONS_FIELD_NUMBER: _ClassVar[int]
-    versions: _containers.RepeatedCompositeFieldContainer[Version]
-    def __init__(self, versions: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
-
-class ScanResponse(_message.Message):
-    __slots__ = ("ok", "err")
-    OK_FIELD_NUMBER: _ClassVar[int]
-    ERR_FIELD_NUMBER: _ClassVar[int]
-    ok: ScanResult
-    err: Error
-    def __init__(self, ok: _Optional[_Union[ScanResult, _Mapping]] = ..., err: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
-
 class CompareAndSetRequest(_message.Message):
-    __slots__ = ("key", "version")
+    __slots__ = ("key", "seqno", "data")
     KEY_FIELD_NUMBER: _ClassVar[int]
-    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SEQNO_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     key: str
-    version: Version
-    def __init__(self, key: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
-
-class CompareAndSetResult(_message.Message):
-    __slots__ = ("committed",)
-    COMMITTED_FIELD_NUMBER: _ClassVar[int]
-    committed: bool
-    def __init__(self, committed: _Optional[bool] = ...) -> None: ...
-
-class CompareAndSetResponse(_message.Message):
-    __slots__ = ("ok", "err")
-    OK_FIELD_NUMBER: _ClassVar[int]
-    ERR_FIELD_NUMBER: _ClassVar[int]
-    ok: CompareAndSetResult
-    err: Error
-    def __init__(self, ok: _Optional[_Union[CompareAndSetResult, _Mapping]] = ..., err: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    seqno: int
+    data: bytes
+    def __init__(self, key: _Optional[str] = ..., seqno: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class TruncateRequest(_message.Message):
     __slots__ = ("key", "seqno")
@@ -114,23 +74,43 @@ class TruncateRequest(_message.Message):
     seqno: int
     def __init__(self, key: _Optional[str] = ..., seqno: _Optional[int] = ...) -> None: ...
 
-class TruncateResult(_message.Message):
-    __slots__ = ("deleted",)
-    DELETED_FIELD_NUMBER: _ClassVar[int]
-    deleted: int
-    def __init__(self, deleted: _Optional[int] = ...) -> None: ...
-
-class TruncateResponse(_message.Message):
-    __slots__ = ("ok", "err")
-    OK_FIELD_NUMBER: _ClassVar[int]
-    ERR_FIELD_NUMBER: _ClassVar[int]
-    ok: TruncateResult
-    err: Error
-    def __init__(self, ok: _Optional[_Union[TruncateResult, _Mapping]] = ..., err: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
-
 class ListKeysRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Request(_message.Message):
+    __slots__ = ("id", "compare_and_set", "head", "scan", "truncate", "list_keys")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    COMPARE_AND_SET_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    SCAN_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    LIST_KEYS_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    compare_and_set: CompareAndSetRequest
+    head: HeadRequest
+    scan: ScanRequest
+    truncate: TruncateRequest
+    list_keys: ListKeysRequest
+    def __init__(self, id: _Optional[int] = ..., compare_and_set: _Optional[_Union[CompareAndSetRequest, _Mapping]] = ..., head: _Optional[_Union[HeadRequest, _Mapping]] = ..., scan: _Optional[_Union[ScanRequest, _Mapping]] = ..., truncate: _Optional[_Union[TruncateRequest, _Mapping]] = ..., list_keys: _Optional[_Union[ListKeysRequest, _Mapping]] = ...) -> None: ...
+
+class Requests(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[Request]
+    def __init__(self, requests: _Optional[_Iterable[_Union[Request, _Mapping]]] = ...) -> None: ...
+
+class HeadResult(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+
+class ScanResult(_message.Message):
+    __slots__ = ("versions",)
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    versions: _containers.RepeatedCompositeFieldContainer[Version]
+    def __init__(self, versions: _Optional[_Iterable[_Union[Version, _Mapping]]] = ...) -> None: ...
 
 class ListKeysResult(_message.Message):
     __slots__ = ("keys",)
@@ -138,13 +118,29 @@ class ListKeysResult(_message.Message):
     keys: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, keys: _Optional[_Iterable[str]] = ...) -> None: ...
 
-class ListKeysResponse(_message.Message):
-    __slots__ = ("ok", "err")
-    OK_FIELD_NUMBER: _ClassVar[int]
+class Response(_message.Message):
+    __slots__ = ("id", "committed", "head", "scan", "deleted", "list_keys", "err")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    SCAN_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    LIST_KEYS_FIELD_NUMBER: _ClassVar[int]
     ERR_FIELD_NUMBER: _ClassVar[int]
-    ok: ListKeysResult
+    id: int
+    committed: bool
+    head: HeadResult
+    scan: ScanResult
+    deleted: int
+    list_keys: ListKeysResult
     err: Error
-    def __init__(self, ok: _Optional[_Union[ListKeysResult, _Mapping]] = ..., err: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., committed: _Optional[bool] = ..., head: _Optional[_Union[HeadResult, _Mapping]] = ..., scan: _Optional[_Union[ScanResult, _Mapping]] = ..., deleted: _Optional[int] = ..., list_keys: _Optional[_Union[ListKeysResult, _Mapping]] = ..., err: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class Responses(_message.Message):
+    __slots__ = ("responses",)
+    RESPONSES_FIELD_NUMBER: _ClassVar[int]
+    responses: _containers.RepeatedCompositeFieldContainer[Response]
+    def __init__(self, responses: _Optional[_Iterable[_Union[Response, _Mapping]]] = ...) -> None: ...
 
 class PushDiff(_message.Message):
     __slots__ = ("shard", "version")

@@ -28,6 +28,9 @@ if _version_not_supported:
 class ConsensusStub:
     """The compare-and-set store, as penstock.persist.Consensus defines it. A transport failure says nothing about whether
     the operation happened; a response says exactly what did.
+
+    One method, a stream of many operations per message: a message costs as much as some thirty operations in it, so a
+    call per operation would make the protocol the limit, not the store.
     """
 
     def __init__(self, channel):
@@ -36,64 +39,24 @@ class ConsensusStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Head = channel.unary_unary(
-                '/penstock.committer.Consensus/Head',
-                request_serializer=penstock_dot_committer_dot_committer__pb2.HeadRequest.SerializeToString,
-                response_deserializer=penstock_dot_committer_dot_committer__pb2.HeadResponse.FromString,
-                _registered_method=True)
-        self.Scan = channel.unary_unary(
-                '/penstock.committer.Consensus/Scan',
-                request_serializer=penstock_dot_committer_dot_committer__pb2.ScanRequest.SerializeToString,
-                response_deserializer=penstock_dot_committer_dot_committer__pb2.ScanResponse.FromString,
-                _registered_method=True)
-        self.CompareAndSet = channel.unary_unary(
-                '/penstock.committer.Consensus/CompareAndSet',
-                request_serializer=penstock_dot_committer_dot_committer__pb2.CompareAndSetRequest.SerializeToString,
-                response_deserializer=penstock_dot_committer_dot_committer__pb2.CompareAndSetResponse.FromString,
-                _registered_method=True)
-        self.Truncate = channel.unary_unary(
-                '/penstock.committer.Consensus/Truncate',
-                request_serializer=penstock_dot_committer_dot_committer__pb2.TruncateRequest.SerializeToString,
-                response_deserializer=penstock_dot_committer_dot_committer__pb2.TruncateResponse.FromString,
-                _registered_method=True)
-        self.ListKeys = channel.unary_unary(
-                '/penstock.committer.Consensus/ListKeys',
-                request_serializer=penstock_dot_committer_dot_committer__pb2.ListKeysRequest.SerializeToString,
-                response_deserializer=penstock_dot_committer_dot_committer__pb2.ListKeysResponse.FromString,
+        self.Operate = channel.stream_stream(
+                '/penstock.committer.Consensus/Operate',
+                request_serializer=penstock_dot_committer_dot_committer__pb2.Requests.SerializeToString,
+                response_deserializer=penstock_dot_committer_dot_committer__pb2.Responses.FromString,
                 _registered_method=True)
 
 
 class ConsensusServicer:
     """The compare-and-set store, as penstock.persist.Consensus defines it. A transport failure says nothing about whether
     the operation happened; a response says exactly what did.
+
+    One method, a stream of many operations per message: a message costs as much as some thirty operations in it, so a
+    call per operation would make the protocol the limit, not the store.
     """
 
-    def Head(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Scan(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def CompareAndSet(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Truncate(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ListKeys(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+    def Operate(self, request_iterator, context):
+        """The first message of the server is empty and says that it takes requests. Responses come in any order.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -101,30 +64,10 @@ class ConsensusServicer:
 
 def add_ConsensusServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Head': grpc.unary_unary_rpc_method_handler(
-                    servicer.Head,
-                    request_deserializer=penstock_dot_committer_dot_committer__pb2.HeadRequest.FromString,
-                    response_serializer=penstock_dot_committer_dot_committer__pb2.HeadResponse.SerializeToString,
-            ),
-            'Scan': grpc.unary_unary_rpc_method_handler(
-                    servicer.Scan,
-                    request_deserializer=penstock_dot_committer_dot_committer__pb2.ScanRequest.FromString,
-                    response_serializer=penstock_dot_committer_dot_committer__pb2.ScanResponse.SerializeToString,
-            ),
-            'CompareAndSet': grpc.unary_unary_rpc_method_handler(
-                    servicer.CompareAndSet,
-                    request_deserializer=penstock_dot_committer_dot_committer__pb2.CompareAndSetRequest.FromString,
-                    response_serializer=penstock_dot_committer_dot_committer__pb2.CompareAndSetResponse.SerializeToString,
-            ),
-            'Truncate': grpc.unary_unary_rpc_method_handler(
-                    servicer.Truncate,
-                    request_deserializer=penstock_dot_committer_dot_committer__pb2.TruncateRequest.FromString,
-                    response_serializer=penstock_dot_committer_dot_committer__pb2.TruncateResponse.SerializeToString,
-            ),
-            'ListKeys': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListKeys,
-                    request_deserializer=penstock_dot_committer_dot_committer__pb2.ListKeysRequest.FromString,
-                    response_serializer=penstock_dot_committer_dot_committer__pb2.ListKeysResponse.SerializeToString,
+            'Operate': grpc.stream_stream_rpc_method_handler(
+                    servicer.Operate,
+                    request_deserializer=penstock_dot_committer_dot_committer__pb2.Requests.FromString,
+                    response_serializer=penstock_dot_committer_dot_committer__pb2.Responses.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,10 +80,13 @@ def add_ConsensusServicer_to_server(servicer, server):
 class Consensus:
     """The compare-and-set store, as penstock.persist.Consensus defines it. A transport failure says nothing about whether
     the operation happened; a response says exactly what did.
+
+    One method, a stream of many operations per message: a message costs as much as some thirty operations in it, so a
+    call per operation would make the protocol the limit, not the store.
     """
 
     @staticmethod
-    def Head(request,
+    def Operate(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -150,120 +96,12 @@ class Consensus:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
-            '/penstock.committer.Consensus/Head',
-            penstock_dot_committer_dot_committer__pb2.HeadRequest.SerializeToString,
-            penstock_dot_committer_dot_committer__pb2.HeadResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Scan(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/penstock.committer.Consensus/Scan',
-            penstock_dot_committer_dot_committer__pb2.ScanRequest.SerializeToString,
-            penstock_dot_committer_dot_committer__pb2.ScanResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def CompareAndSet(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/penstock.committer.Consensus/CompareAndSet',
-            penstock_dot_committer_dot_committer__pb2.CompareAndSetRequest.SerializeToString,
-            penstock_dot_committer_dot_committer__pb2.CompareAndSetResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Truncate(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/penstock.committer.Consensus/Truncate',
-            penstock_dot_committer_dot_committer__pb2.TruncateRequest.SerializeToString,
-            penstock_dot_committer_dot_committer__pb2.TruncateResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListKeys(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/penstock.committer.Consensus/ListKeys',
-            penstock_dot_committer_dot_committer__pb2.ListKeysRequest.SerializeToString,
-            penstock_dot_committer_dot_committer__pb2.ListKeysResponse.FromString,
+            '/penstock.committer.Consensus/Operate',
+            penstock_dot_committer_dot_committer__pb2.Requests.SerializeToString,
+            penstock_dot_committer_dot_committer__pb2.Responses.FromString,
             options,
             channel_credentials,
             insecure,

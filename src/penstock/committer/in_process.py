@@ -1,15 +1,15 @@
-"""The committer as the process that hosts it sees it: the store itself with a cache of heads before it.
+"""The committer as the process that hosts it sees it: the store itself with a cache of heads and a queue before it.
 
 A direct call, never a loopback connection: a call over the network to a server on the same event loop can
 wait for itself. The gRPC service (`penstock.committer.server`) stands on the same object, so that local and
-remote callers share its cache.
+remote callers share its cache and its batches.
 
 Is a cached head right? Heads only grow, and an entry is something the store said, so a cached head may be
 old, never wrong. Two uses bear an old head and may ask with ``linearized=False``: the base of a
-compare-and-set, which the store checks, and a reader that polls for progress, which sees it later.
-Everything else (a fresh upper, opening a handle, the catalog, an election record) asks with
-``linearized=True`` and always reaches the store: another committer, or a process that writes to the store
-directly, can exist next to this one.
+compare-and-set, which the store checks, and a reader that polls for progress, which sees it later (the head that a
+new subscriber of pub-sub is greeted with is one). Everything else (a fresh upper, opening a handle, the catalog, an
+election record) asks with ``linearized=True`` and always reaches the store: another committer, or a process that
+writes to the store directly, can exist next to this one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import structlog
 
 from penstock.committer import metrics
 from penstock.committer.cache import ShardCache
+from penstock.committer.coalesce import BATCHES_MAX, Change, Coalescer, Settle
 from penstock.persist import SCAN_ALL, CasResult, Consensus, SeqNo, Versioned
+from penstock.persist.store import BatchingConsensus, check_version
 from penstock.runtime import Clock, ExternalError, SystemClock, TaskOwner
 
 _log = structlog.get_logger("penstock.committer")
@@ -33,29 +35,48 @@ read later.
 
 
 class InProcessConsensus:
-    """A `Consensus` that answers stale-tolerant heads from memory. Owns `backing`: `close` closes it.
+    """A `Consensus` that answers stale-tolerant heads from memory and sends compare-and-sets in batches.
+
+    Owns `backing`: `close` closes it. Batches go to a `BatchingConsensus`; other stores get each call as it comes (they
+    are in this process and gather their calls themselves).
 
     Errors are `backing`'s. Belongs to one event loop. Cancelling a call leaves it done or not done, as
     `backing` does.
     """
 
-    def __init__(self, backing: Consensus, *, cache: ShardCache | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        backing: Consensus,
+        *,
+        cache: ShardCache | None = None,
+        clock: Clock | None = None,
+        batches_max: int = BATCHES_MAX,
+    ) -> None:
         self._backing = backing
         self._cache = cache if cache is not None else ShardCache()
         self._clock = clock if clock is not None else SystemClock()
         self._tasks = TaskOwner("committer")
         self._refreshing: set[str] = set()
+        self._closed = False
+        self._coalescer: Coalescer | None = None
+        if isinstance(backing, BatchingConsensus):
+            self._coalescer = Coalescer(backing, self._cache, self._decided, self._clock, batches_max=batches_max)
 
     async def head(self, key: str, *, linearized: bool = True) -> Versioned | None:
         """The newest version; with ``linearized=False`` possibly an older one, without asking the store."""
+        known = self._cache.get(key)
         if not linearized:
-            cached = self._cache.get(key)
-            if cached is not None:
+            if known is not None:
                 metrics.CACHE_HITS.inc()
-                return cached
+                return known
             metrics.CACHE_MISSES.inc()
         with self._timed("head"):
             version = await self._backing.head(key, linearized=True)
+        if known is not None and (version is None or version.seqno < known.seqno):
+            # No race explains this: the store was reset or put back. A cache that went on to refuse would be alone
+            # in its world.
+            _log.error("the store has lost versions", shard=key, known=known.seqno, head=version and version.seqno)
+            self._cache.forget(key)
         if version is not None:
             self._remember(key, version)
         return version
@@ -66,17 +87,40 @@ class InProcessConsensus:
         One that is already known to be behind is refused without a round trip. A mismatch does not say what
         the head is, so a background read refreshes the cache for the caller's next attempt.
         """
-        cached = self._cache.get(key)
-        if cached is not None and 0 <= new.seqno <= cached.seqno:
+        check_version(key, new)
+        if self._cache.is_behind(key, new.seqno):
             metrics.CAS_REFUSED.inc()
             return CasResult.MISMATCH
+        if self._coalescer is not None:
+            return await self._coalescer.compare_and_set(key, new)
         with self._timed("compare_and_set"):
             result = await self._backing.compare_and_set(key, new)
-        if result is CasResult.COMMITTED:
-            self._remember(key, new)
-        else:
-            self._refresh(key)
+        self._decided(key, new, result)
         return result
+
+    @property
+    def coalesces(self) -> bool:
+        """Whether the store takes batches, and `room` and `offer` may be used."""
+        return self._coalescer is not None
+
+    async def room(self) -> None:
+        """Return when the queue of compare-and-sets has room."""
+        assert self._coalescer is not None, "this store gathers its calls itself"
+        await self._coalescer.room()
+
+    def offer(self, key: str, new: Versioned, settle: Settle) -> Change | None:
+        """`compare_and_set` without a task: `settle` gets the result or the error, perhaps before this returns (None).
+
+        Raises `Determinate` for a version that no store can hold. For callers with many at a time, who ask for `room`
+        first; what is returned can be withdrawn.
+        """
+        assert self._coalescer is not None, "this store gathers its calls itself"
+        check_version(key, new)
+        if self._cache.is_behind(key, new.seqno):
+            metrics.CAS_REFUSED.inc()
+            settle(CasResult.MISMATCH)
+            return None
+        return self._coalescer.offer(key, new, settle)
 
     async def scan(self, key: str, from_: SeqNo, limit: int = SCAN_ALL) -> list[Versioned]:
         with self._timed("scan"):
@@ -93,16 +137,31 @@ class InProcessConsensus:
         with self._timed("list_keys"):
             return await self._backing.list_keys()
 
+    def forget_all(self) -> None:
+        """Empty the cache: the store was reset under it."""
+        self._cache.clear()
+        metrics.CACHED_SHARDS.set(0)
+
     async def close(self) -> None:
+        """Refuse what waits, finish what is on its way to the store, close the store."""
+        self._closed = True
+        if self._coalescer is not None:
+            await self._coalescer.close()
         await self._tasks.close()
         await self._backing.close()
+
+    def _decided(self, key: str, new: Versioned, result: CasResult) -> None:
+        if result is CasResult.COMMITTED:
+            self._remember(key, new)
+        else:
+            self._refresh(key)
 
     def _remember(self, key: str, version: Versioned) -> None:
         self._cache.insert(key, version)
         metrics.CACHED_SHARDS.set(len(self._cache))
 
     def _refresh(self, key: str) -> None:
-        if key in self._refreshing or len(self._refreshing) >= REFRESHES_MAX:
+        if self._closed or key in self._refreshing or len(self._refreshing) >= REFRESHES_MAX:
             return
         self._refreshing.add(key)
         self._tasks.spawn(self._refresh_head(key), f"refresh {key}")
@@ -126,6 +185,4 @@ class InProcessConsensus:
             _BACKING[op].observe(self._clock.monotonic() - started)
 
 
-_BACKING = {
-    op: metrics.BACKING_SECONDS.labels(op) for op in ("head", "compare_and_set", "scan", "truncate", "list_keys")
-}
+_BACKING = {op: metrics.BACKING_SECONDS.labels(op) for op in metrics.OPERATIONS}

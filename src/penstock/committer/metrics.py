@@ -6,12 +6,25 @@ from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-RPC_TOTAL = Counter("committer_rpc", "Calls answered by the committer", ["op", "result"])
-RPC_SECONDS = Histogram("committer_rpc_duration_seconds", "Time per call", ["op"], buckets=_SECONDS)
+_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+OPERATIONS = ("compare_and_set", "head", "scan", "truncate", "list_keys")
+
+RPC_TOTAL = Counter("committer_rpc", "Operations answered by the committer", ["op", "result"])
+RPC_SECONDS = Histogram("committer_rpc_duration_seconds", "Time per operation", ["op"], buckets=_SECONDS)
 BACKING_SECONDS = Histogram(
-    "committer_backing_duration_seconds", "Time per call in the store alone", ["op"], buckets=_SECONDS
+    "committer_backing_duration_seconds", "Time per call of the store, a batch being one", ["op"], buckets=_SECONDS
 )
-INFLIGHT = Gauge("committer_inflight_rpcs_by_op", "Calls being answered", ["op"])
+INFLIGHT = Gauge("committer_inflight_rpcs", "Operations being answered")
+INFLIGHT_BY_OP = Gauge("committer_inflight_rpcs_by_op", "Operations being answered, by kind", ["op"])
+CONNECTIONS = Gauge("committer_connections", "Streams of operations that stand")
+REFUSED = Counter("committer_refused", "What was turned away before it reached the store", ["reason"])
+BATCH_SIZE = Histogram("committer_batch_size", "Compare-and-sets per call of the store", buckets=_SIZES)
+BATCH_SECONDS = Histogram("committer_batch_duration_seconds", "Time of a batch in the store", buckets=_SECONDS)
+BATCH_SPLITS = Counter("committer_batch_splits", "Batches halved because the store could not serialize them")
+QUEUED = Gauge("committer_queued", "Compare-and-sets that wait or are on their way to the store")
+QUEUE_WAITS = Counter("committer_queue_waits", "Compare-and-sets that had to wait for room in the queue")
+SCHEMA_CREATED = Counter("committer_schema_recreated", "Times the store was found reset and its tables created")
 CACHE_HITS = Counter("committer_cache_hits", "Heads answered from the cache")
 CACHE_MISSES = Counter("committer_cache_misses", "Heads that may be stale but were not cached")
 CACHED_SHARDS = Gauge("committer_cached_shards", "Shards whose head is cached")

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
 
 import grpc
 import structlog
@@ -18,14 +17,15 @@ import structlog
 from penstock.committer import committer_pb2 as pb
 from penstock.committer import committer_pb2_grpc as pb_grpc
 from penstock.committer import metrics, wire
-from penstock.committer.address import CHANNEL_OPTIONS, check_address
+from penstock.committer.address import COMMITTER_CHANNEL_OPTIONS, check_address
+from penstock.committer.credentials import NO_CREDENTIALS, Credentials
 from penstock.committer.diff_queue import DiffQueue
+from penstock.committer.streams import Disconnected, or_disconnected
 from penstock.persist import ShardId, Versioned
 from penstock.runtime import Clock, SystemClock, TaskOwner
 
 _log = structlog.get_logger("penstock.pubsub")
 
-T = TypeVar("T")
 OnDiff = Callable[[Versioned], None]
 
 CONNECT_POLL_S = 0.01
@@ -33,20 +33,17 @@ BACKOFF_S = 0.05
 BACKOFF_MAX_S = 2.0
 
 
-class _Disconnected(Exception):
-    """The stream ended; its cause says why."""
-
-
 class RpcPubSub:
     """Publish and subscribe through the committer at `target` (``unix:/path`` or ``host:port``, loopback
-    only).
+    only unless `credentials` say who we are).
 
     All methods belong to one running event loop. Callbacks run on it and must not block; what they raise is
     logged. Subscribers in this process hear of its own diffs directly; the server does not send them back.
     """
 
-    def __init__(self, target: str, *, clock: Clock | None = None) -> None:
-        self._target = check_address(target)
+    def __init__(self, target: str, *, credentials: Credentials = NO_CREDENTIALS, clock: Clock | None = None) -> None:
+        self._target = check_address(target, authenticated=credentials.token is not None or credentials.tls)
+        self._credentials = credentials
         self._clock = clock if clock is not None else SystemClock()
         self._tasks = TaskOwner("pubsub-client")
         self._queue = DiffQueue(metrics.PUBSUB_CLIENT_DROPPED)
@@ -114,7 +111,7 @@ class RpcPubSub:
             self._tasks.spawn(self._reconnect_for_ever(), self._target)
 
     async def _reconnect_for_ever(self) -> None:
-        async with grpc.aio.insecure_channel(self._target, options=CHANNEL_OPTIONS) as channel:
+        async with self._credentials.channel(self._target, COMMITTER_CHANNEL_OPTIONS) as channel:
             stub = pb_grpc.PubSubStub(channel)  # type: ignore[no-untyped-call]
             backoff_s = BACKOFF_S
             while True:
@@ -122,7 +119,7 @@ class RpcPubSub:
                 await self._ready(channel)
                 try:
                     await self._stream(stub)
-                except _Disconnected as error:
+                except Disconnected as error:
                     if self._connects > connects:
                         backoff_s = BACKOFF_S
                         _log.info("lost the pub-sub server", target=self._target, cause=str(error))
@@ -140,8 +137,8 @@ class RpcPubSub:
             await self._clock.sleep(CONNECT_POLL_S)
 
     async def _stream(self, stub: pb_grpc.PubSubStub) -> None:
-        """One connection, until it breaks: raises `_Disconnected`."""
-        call = stub.Stream()
+        """One connection, until it breaks: raises `Disconnected`."""
+        call = stub.Stream(metadata=self._credentials.metadata())
         self._announced = set()
         self._changed = set(self._callbacks)
         self._wake.set()
@@ -164,7 +161,7 @@ class RpcPubSub:
             await self._wake.wait()
             self._wake.clear()
             while self._changed or self._queue:
-                await _or_disconnected(call.write(self._next_message()))
+                await or_disconnected(call.write(self._next_message()))
 
     def _next_message(self) -> pb.ClientMessage:
         changed, self._changed = self._changed, set()
@@ -176,9 +173,9 @@ class RpcPubSub:
 
     async def _receive(self, call: grpc.aio.StreamStreamCall) -> None:
         while True:
-            message = await _or_disconnected(call.read())
+            message = await or_disconnected(call.read())
             if message is grpc.aio.EOF:
-                raise _Disconnected("the server ended the stream")
+                raise Disconnected("the server ended the stream")
             if not self._connected.is_set():  # the first message, an empty one
                 self._connects += 1
                 metrics.PUBSUB_CLIENT_CONNECTS.inc()
@@ -193,17 +190,3 @@ class RpcPubSub:
                 on_diff(version)
             except Exception:
                 _log.exception("a subscriber failed on a diff", shard=shard, seqno=version.seqno)
-
-
-async def _or_disconnected(operation: Awaitable[T]) -> T:
-    """`operation` on a stream; however gRPC says that the stream is gone, it raises `_Disconnected`."""
-    try:
-        return await operation
-    except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
-        raise _Disconnected(str(error)) from error
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        # gRPC cancels its own futures when a connection goes; nobody cancelled us.
-        raise _Disconnected("the connection was cancelled") from None

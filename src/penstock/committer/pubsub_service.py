@@ -18,6 +18,7 @@ from penstock.committer import committer_pb2 as pb
 from penstock.committer import committer_pb2_grpc as pb_grpc
 from penstock.committer import metrics, wire
 from penstock.committer.diff_queue import DiffQueue
+from penstock.committer.peers import Peers
 from penstock.persist import Consensus, PubSub, ShardId, Versioned
 from penstock.runtime import ExternalError
 
@@ -30,9 +31,10 @@ SUBSCRIPTIONS_MAX = 100_000
 class PubSubService(pb_grpc.PubSubServicer):
     """Joins the clients' streams with `pubsub`, the one of the process itself."""
 
-    def __init__(self, consensus: Consensus, pubsub: PubSub) -> None:
+    def __init__(self, consensus: Consensus, pubsub: PubSub, peers: Peers) -> None:
         self._consensus = consensus
         self._pubsub = pubsub
+        self._peers = peers
         self._connections: set[_Connection] = set()
         self._closed = False
 
@@ -43,7 +45,7 @@ class PubSubService(pb_grpc.PubSubServicer):
         connection = _Connection(self._consensus, self._pubsub)
         self._connections.add(connection)
         metrics.PUBSUB_CONNECTIONS.inc()
-        _log.info("connection from", address=context.peer())
+        self._peers.connected(context.peer())
         try:
             await context.write(pb.ServerMessage())
             await connection.serve(context)

@@ -56,6 +56,11 @@ def check_version(version: Versioned) -> None:
         raise InvalidRequest(f"{len(version.data)} bytes at seqno {version.seqno}; {DATA_BYTES_MAX} are possible")
 
 
+def check_limit(limit: int) -> None:
+    if not 0 < limit <= SEQNO_MAX:
+        raise InvalidRequest(f"a scan of {limit} versions")
+
+
 def cause_chain(error: BaseException) -> list[str]:
     """`error` and what caused it, outermost first: the innermost has the store's own words and its
     SQLSTATE.
