@@ -6,25 +6,30 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from penstock.persist.errors import CorruptBlobError
+from penstock.persist.errors import CorruptBlobError, SinceError
 from penstock.persist.lease import ReaderLease
 from penstock.persist.partstore import Located
-from penstock.runtime import Updates
+from penstock.runtime import DONE, Timestamp, Updates
 
 GROUP_ROWS = 64 * 1024
 """Small parts are fetched, and handed on, in groups of about so many rows."""
 
 
-async def fetch_group(lease: ReaderLease, wanted: pa.Schema, group: Sequence[Located]) -> list[Updates]:
-    """The updates of each part of `group`, as rows of `wanted`. Raises `ReaderExpired`, `CorruptBlobError`, or the
-    store's error.
+async def fetch_group(
+    lease: ReaderLease, wanted: pa.Schema, group: Sequence[Located], as_of: Timestamp
+) -> list[Updates]:
+    """The updates of each part of `group`, as rows of `wanted`, for a read at `as_of`. Raises `ReaderExpired`,
+    `SinceError` when the shard was finalized meanwhile, `CorruptBlobError`, or the store's error.
     """
     shard = lease.shard
     try:
         return [await shard.fetch_part(located, wanted) for located in group]
     except CorruptBlobError:
-        # Without the lease the blob may have been collected rightfully: that is another error.
-        lease.check_live(await shard.fetch())
+        # Without the lease, or the shard, the blob may have been deleted rightfully: that is another error.
+        state = await shard.fetch()
+        lease.check_live(state)
+        if state.tombstone:
+            raise SinceError(lease.id, as_of, DONE) from None
         raise
 
 

@@ -132,7 +132,7 @@ class Listen(EventStream):
                 raise StopAsyncIteration
             await self._plan()
         group, progress = self._groups[0]
-        parts = await fetch_group(self._lease, self._schema, group)
+        parts = await fetch_group(self._lease, self._schema, group, step_back(self._frontier))
         self._groups.popleft()  # from here to the return nothing waits: fetched and emitted are one
         updates = [part for part in map(self._after_frontier, parts) if len(part)]
         self._advance(progress)

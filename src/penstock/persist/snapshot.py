@@ -145,7 +145,7 @@ class Snapshot:
         can say whether it matters.
         """
         try:
-            return await fetch_group(self._lease, self._schema, group)
+            return await fetch_group(self._lease, self._schema, group, self._as_of)
         except Exception as error:
             return error
 

@@ -9,7 +9,7 @@ from penstock.persist.lease import ReaderLease
 from penstock.persist.parts import decode_inline
 from penstock.persist.partstore import migrated
 from penstock.persist.state import InlinePart, Part
-from penstock.runtime import Updates
+from penstock.runtime import Timestamp, Updates
 
 _NO_BATCH = -1
 """A part that no state refers to yet is in no batch; blobs are known by their keys."""
@@ -24,5 +24,5 @@ async def fetch_part(lease: ReaderLease, part: Part, wanted: pa.Schema) -> Updat
     written = await lease.shard.fetch_schema_of(part)
     if isinstance(part, InlinePart):
         return migrated(decode_inline(part, written), written, wanted)
-    (updates,) = await fetch_group(lease, wanted, [(_NO_BATCH, 0, part)])
+    (updates,) = await fetch_group(lease, wanted, [(_NO_BATCH, 0, part)], Timestamp(part.time_max))
     return updates
