@@ -330,10 +330,7 @@ class Shard:
         assert state.upper >= self.state.upper, f"{self.id}: upper {self.state.upper} -> {state.upper}"
         assert state.since >= self.state.since, f"{self.id}: since {self.state.since} -> {state.since}"
         self.state = state
-        waiters, self._waiters = self._waiters, set()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self.look_again()
         for reader in list(self.readers.values()):
             reader.advanced(state)
 
@@ -352,6 +349,13 @@ class Shard:
             finally:
                 self._waiters.discard(waiter)
         return self.state
+
+    def look_again(self) -> None:
+        """Let all who wait evaluate their condition anew: something else than the state has changed."""
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _ensure_poller(self) -> None:
         if self._poller is None or self._poller.done():

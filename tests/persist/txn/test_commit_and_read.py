@@ -260,3 +260,26 @@ def test_a_dropped_listen_is_forgotten() -> None:
             assert not handle.inner.lease._pins
 
     asyncio.run(main())
+
+
+def test_a_listen_goes_on_when_a_forgotten_table_is_registered_again_and_stays_idle() -> None:
+    async def main() -> None:
+        async with cluster(config=FAST) as c:
+            writer = await c.writer()
+            a = await table(writer, 1)
+            b = await table(writer, 2)
+            handle = await (await c.reader()).open_reader(a, SCHEMA, purpose="test")
+            followed = Followed(await handle.listen(Timestamp(2)), 3)
+            assert await writer.forget([a], Timestamp(3)) is None
+            await followed.until(4)
+            waiting = asyncio.ensure_future(followed.until(7))  # on the shard, which ended its time with the log at 4
+            await handle.wait_for_upper_past(Frontier(3))
+            assert await writer.register({a: SCHEMA}, Timestamp(4)) is None
+            while handle.inner.upper < 5 or followed.progress < 5:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            assert await writer.commit_at({b: [rows(5, (1, "x"))]}, Timestamp(5)) is None
+            assert await writer.commit_at({}, Timestamp(6)) is None
+            async with asyncio.timeout(10):
+                await waiting
+
+    asyncio.run(main())

@@ -83,6 +83,10 @@ class TxnsListen(EventStream):
                 await self.aclose()
                 raise StopAsyncIteration
             if self._frontier < self._direct_from or (self._stored is not None and not self._stored.even):
+                if self._stored is None or self._stored.even:
+                    await self._shard_or_log()
+                    if self._frontier >= self._direct_from:
+                        continue
                 return await self._next_stored()
             if self._stored is not None:
                 stored, self._stored = self._stored, None
@@ -126,12 +130,24 @@ class TxnsListen(EventStream):
 
     def registered(self, ts: Timestamp) -> None:
         self._direct_from = Frontier(ts + 1)
+        self._handle.lease.shard.look_again()
 
     def forgotten(self) -> None:
         self._drop_queue()
         self._direct_from = DONE
 
     # Emitting
+
+    async def _shard_or_log(self) -> None:
+        """Wait for the shard to move on, or for a registration after which it need not: an idle table's shard stays
+        where it is for ever.
+        """
+        reader_id = self._handle.reader_id
+        await self._handle.lease.shard.wait_until(
+            lambda state: (
+                state.upper > self._frontier or self._frontier >= self._direct_from or reader_id not in state.readers
+            )
+        )
 
     async def _next_stored(self) -> ListenEvent:
         if self._stored is None:
