@@ -67,6 +67,11 @@ class ReaderLease:
             self._last_since = Frontier(entry.since)
         return self._last_since
 
+    @property
+    def readable_since(self) -> Frontier:
+        """Reads at or after it are possible: what was given up counts, even where that is not durable yet."""
+        return max(self.since, self._given_up)
+
     # For the handle and its reads
 
     def check_live(self, state: State) -> None:
@@ -77,9 +82,8 @@ class ReaderLease:
     def check_readable(self, as_of: Timestamp) -> None:
         """Raises `ReaderExpired`, or `SinceError` when detail at `as_of` may be gone."""
         self.check_live(self.shard.state)
-        since = max(self.since, self._given_up)
-        if as_of < since:
-            raise SinceError(self.id, as_of, since)
+        if as_of < self.readable_since:
+            raise SinceError(self.id, as_of, self.readable_since)
 
     def pin(self, pin: Pin, since: Frontier) -> None:
         """Keep detail at and after `since` (again, at another time, for a known `pin`)."""

@@ -39,7 +39,7 @@ class ReadHandle:
 
     @property
     def since(self) -> Frontier:
-        return self.lease.since
+        return self.lease.readable_since
 
     @property
     def upper(self) -> Frontier:
