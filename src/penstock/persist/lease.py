@@ -51,6 +51,7 @@ class ReaderLease:
         self._renewing: asyncio.Task[None] | None = None
         self._renewed_ms = entry.heartbeat_ms
         self._expired = False
+        self._lost = False
         shard.readers[reader_id] = self
 
     @property
@@ -163,6 +164,8 @@ class ReaderLease:
 
     def heartbeat(self) -> None:
         """Called a few times per lease: renew it in the background unless a commit did so in passing."""
+        if self._lost:
+            return
         entry = self.shard.state.readers.get(self.reader_id)
         lease_ms = self.shard.config.reader_lease_ms
         if entry is None or entry.heartbeat_ms + lease_ms // 8 < self.shard.clock.now_ms():
@@ -181,7 +184,8 @@ class ReaderLease:
             "downgrade_since",
         )
         self._renewed_ms = self.shard.clock.now_ms()
-        if entry is None and not self._expired and not self.shard.state.tombstone:
+        if entry is None and not self._expired and not self._lost and not self.shard.state.tombstone:
+            self._lost = True
             metrics.READERS_EXPIRED.inc()
             _log.warning("reader has expired", shard=self.id, reader=self.reader_id)
 
