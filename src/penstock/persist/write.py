@@ -233,8 +233,10 @@ class WriteHandle:
             _log.warning("writer not expired", shard=self.shard, writer=self._writer, error=repr(error))
 
     async def _append(self, batches: Sequence[Batch], expected: Frontier, new: Frontier) -> Appended | Mismatch:
-        if new < expected:
-            raise InvalidUsage(f"append to {self.shard} from {expected} up to {new}: the bounds are inverted")
+        if not expected <= new <= DONE:
+            raise InvalidUsage(
+                f"append to {self.shard} from {expected} up to {new}: the bounds are inverted or too great"
+            )
         parts = tuple(part for batch in batches for part in batch.parts)
         if new == expected:
             if parts:
