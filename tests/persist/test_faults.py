@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from penstock.persist import (
     ClientClosed,
@@ -21,6 +22,8 @@ from penstock.persist import (
     Mismatch,
     PersistClient,
     PersistConfig,
+    ReaderExpired,
+    SeqNo,
     ShardId,
     SqliteConsensus,
     StoreFull,
@@ -32,6 +35,7 @@ from penstock.persist import (
     open_blob,
     open_consensus,
 )
+from penstock.persist.metrics import READERS_EXPIRED
 from penstock.persist.store import CasResult, Versioned
 from penstock.runtime import Frontier, Indeterminate, Timestamp, VirtualClock
 from tests.persist.shards import (
@@ -403,5 +407,51 @@ def test_nothing_acknowledged_is_lost_by_a_kill(tmp_path: Path) -> None:
         }
         for store in (c, blob, consensus):
             await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_gap_in_pushed_versions_that_cannot_be_fetched_fails_no_task() -> None:
+    async def main() -> None:
+        consensus = UnreliableConsensus(MemConsensus(), 1, happens=1, answer_lost=0)
+        c = PersistClient(MemBlob(), consensus, config=PersistConfig(store_retry_ms=1))
+        shard = await c._open(new_shard_id())
+        consensus.faults.happens = 0
+        with capture_logs() as logs:
+            shard._on_diff(Versioned(SeqNo(7), b""))
+            assert shard._fetching is not None
+            await shard._fetching
+        assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == []
+        assert "pushed versions not fetched" in [entry["event"] for entry in logs]
+        await c.close()
+
+    asyncio.run(main())
+
+
+def test_a_reader_reports_once_that_it_has_expired() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        blob, consensus = MemBlob(), MemConsensus()
+        config = PersistConfig(reader_lease_ms=1000)
+        one = PersistClient(blob, consensus, clock=clock, config=config)
+        other = PersistClient(blob, consensus, clock=clock, config=config)
+        shard = new_shard_id()
+        reader = await one.open_reader(shard, SCHEMA, purpose="test")
+        writer = await other.open_writer(shard, SCHEMA, purpose="test")
+        clock._now_s += 5  # whoever holds the lease sleeps
+        await append(writer, [(1, 0, 1)], 0, 1)
+        await one._shards[shard].fetch()
+        before = READERS_EXPIRED._value.get()
+        with capture_logs() as logs:
+            for _ in range(3):
+                reader.lease.heartbeat()
+                if reader.lease._renewing is not None:
+                    await reader.lease._renewing
+        assert [entry["event"] for entry in logs].count("reader has expired") == 1
+        assert READERS_EXPIRED._value.get() == before + 1
+        with pytest.raises(ReaderExpired):
+            await snapshot(reader, 0)
+        await one.close()
+        await other.close()
 
     asyncio.run(main())

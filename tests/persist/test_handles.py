@@ -211,3 +211,58 @@ def test_finalize_leaves_a_tombstone() -> None:
         await other.close()
 
     asyncio.run(main())
+
+
+def test_nothing_is_appended_beyond_the_end_of_time() -> None:
+    async def main() -> None:
+        c = client()
+        shard = new_shard_id()
+        writer = await c.open_writer(shard, SCHEMA, purpose="test")
+        await c.finalize(shard)
+        assert writer.upper == DONE
+        before = await c._consensus.head(shard)
+        with pytest.raises(InvalidUsage, match="too great"):
+            await writer.compare_and_append(updates([]), DONE, Frontier(DONE + 1))
+        assert await writer.compare_and_append(updates([]), DONE, DONE) is None
+        assert await c._consensus.head(shard) == before
+        await c.close()
+
+    asyncio.run(main())
+
+
+def test_a_read_of_a_shard_that_is_finalized_meanwhile_is_no_corruption() -> None:
+    async def main() -> None:
+        blob, consensus = MemBlob(), MemConsensus()
+        config = PersistConfig(inline_bytes=0, cache_bytes=0)
+        one, two = PersistClient(blob, consensus, config=config), PersistClient(blob, consensus, config=config)
+        shard = new_shard_id()
+        await append(await one.open_writer(shard, SCHEMA, purpose="test"), [(1, 0, 1)], 0, 1)
+        reader = await two.open_reader(shard, SCHEMA, purpose="test")
+        reading = await reader.snapshot(Timestamp(0))
+        listen = await (await two.open_reader(shard, SCHEMA, purpose="test")).subscribe(Timestamp(0))
+        await one.finalize(shard)
+        with pytest.raises(SinceError):
+            await anext(reading)
+        with pytest.raises(SinceError):
+            await anext(listen)
+        await one.close()
+        await two.close()
+
+    asyncio.run(main())
+
+
+def test_whatever_since_a_reader_names_can_be_read() -> None:
+    async def main() -> None:
+        c = client()
+        shard = new_shard_id()
+        writer = await c.open_writer(shard, SCHEMA, purpose="test")
+        await append(writer, [(1, 0, 1), (2, 3, 1)], 0, 5)
+        reader = await c.open_reader(shard, SCHEMA, purpose="test")
+        moving = asyncio.ensure_future(reader.downgrade_since(Frontier(3)))
+        while not moving.done():
+            reader.lease.check_readable(Timestamp(reader.since))
+            await asyncio.sleep(0)
+        assert reader.since == 3
+        await c.close()
+
+    asyncio.run(main())

@@ -322,7 +322,14 @@ class Shard:
         if self._closed:
             return
         if self._fetching is None or self._fetching.done():
-            self._fetching = self.tasks.spawn(self._refresh(), f"fetch {self.id}")
+            self._fetching = self.tasks.spawn(self._fill_gap(), f"fetch {self.id}")
+
+    async def _fill_gap(self) -> None:
+        """Fetch what a push showed to be missing. Only a short cut: whoever needs the news polls for them as well."""
+        try:
+            await self._refresh()
+        except PenstockError as error:
+            _log.warning("pushed versions not fetched", shard=self.id, error=error.message)
 
     def _install(self, state: State) -> None:
         if state.seqno <= self.state.seqno:
