@@ -5,13 +5,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: demo test check bench proto format clean
+.PHONY: demo test sim check bench proto format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m demo
 
 test: $(VENV)/.dev
 	PENSTOCK_TEST_FLOOR=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests
+
+sim: $(VENV)/.dev
+	$(BIN)/python -m sim persist --jobs $(JOBS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,0 +1,119 @@
+"""Readers of shards: short reads at any readable time, long listens, holds that must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from random import Random
+
+from penstock.persist import ReaderExpired, ShardId, SinceError
+from penstock.runtime import DONE, ExternalError, Frontier, Timestamp
+from sim.actors.rows import SCHEMA, Follow, Model, Reader, check_listen, check_snapshot, excused
+from sim.environment import Node
+
+Open = Callable[[], Awaitable[Reader]]
+CANNOT_READ = (ReaderExpired, SinceError)
+
+
+def opener(node: Node, shard: ShardId) -> Open:
+    """How a plain shard is opened in `node`."""
+    return lambda: node.client.open_reader(shard, SCHEMA, purpose="simulation")
+
+
+async def read(node: Node, dice: Random, shard: ShardId) -> None:
+    """Short reads by short-lived readers."""
+    model = node.env.history(shard)
+    while not node.done:
+        await node.idle(dice, 0.6)
+        reader = await node.stubbornly(opener(node, shard))
+        try:
+            for _ in range(dice.randint(1, 3)):
+                if not await read_once(node, dice, model, reader, str(shard)):
+                    break
+        except CANNOT_READ as error:
+            if not excused(node, reader, error) or reader.since == DONE:
+                return
+        except (ExternalError, TimeoutError) as error:
+            node.log(f"gave up reading: {error!r}")
+        if dice.random() < 0.8:
+            await node.stubbornly(reader.expire)
+
+
+async def read_once(node: Node, dice: Random, model: Model, reader: Reader, name: str) -> bool:
+    """A snapshot or a listen, or both from the same time, somewhere in the readable past. Returns whether the reader
+    is as before: one that has listened holds the past no longer.
+    """
+    since, upper = int(reader.since), int(reader.upper)
+    if since >= upper:
+        return True
+    as_of = dice.randint(since, upper - 1)
+    kind = dice.random()
+    if kind < 0.7:
+        await check_snapshot(node, model, name, reader, as_of)
+    if kind > 0.5 and since < DONE:
+        await check_listen(node, model, name, reader, as_of, upper, with_snapshot=dice.random() < 0.5)
+        return False
+    return True
+
+
+async def follow(node: Node, dice: Random, shard: ShardId) -> None:
+    """One long listen, for as long as the process lives; opened anew after its lease was lost."""
+    await follow_model(node, dice, node.env.history(shard), opener(node, shard), str(shard))
+
+
+async def follow_model(node: Node, dice: Random, model: Model, open_: Open, name: str) -> None:
+    """`follow` for any model and way to open. It never ends by itself unless the shard is finalized."""
+    while not node.stopping:
+        reader = await node.stubbornly(open_)
+        since, upper = int(reader.since), int(reader.upper)
+        if since == DONE:
+            return
+        as_of = dice.randint(since, max(since, upper - 1))
+        with_snapshot = dice.random() < 0.5
+        following: Follow | None = None
+        try:
+            listen = await (reader.subscribe if with_snapshot else reader.listen)(Timestamp(as_of))
+            following = Follow(node, model, name, listen, as_of, with_snapshot)
+            node.follows[name] = following
+            while True:
+                try:
+                    await following.step()
+                except StopAsyncIteration:
+                    return
+                except ExternalError:
+                    node.world.reached("listen went on after an error")
+                    await node.process.clock.sleep(0.2)
+                if dice.random() < 0.1:
+                    await node.idle(dice, 0.5)
+        except CANNOT_READ as error:
+            if not excused(node, reader, error):
+                return
+        finally:
+            node.follows.pop(name, None)
+            if following is not None:
+                await following.aclose()
+
+
+async def hold(node: Node, dice: Random, shard: ShardId) -> None:
+    """Hold a time, do nothing for a while, then read exactly there; let go of it step by step."""
+    model = node.env.history(shard)
+    lease_s = node.env.config.reader_lease_ms / 1000
+    while not node.done:
+        reader = await node.stubbornly(opener(node, shard))
+        try:
+            for _ in range(dice.randint(1, 4)):
+                await node.idle(dice, lease_s * dice.choice([0.1, 0.5, 1.5]))
+                since = int(reader.since)
+                if since == DONE or node.done:
+                    return
+                if since < reader.upper:
+                    await check_snapshot(node, model, str(shard), reader, since)
+                    to = dice.randint(since, int(reader.upper) - 1)
+                    await reader.downgrade_since(Frontier(to))
+                    if reader.since < to:
+                        node.world.violated(f"{node.name}: since of {shard} is {reader.since} after going to {to}")
+        except CANNOT_READ as error:
+            if not excused(node, reader, error):
+                return
+        except ExternalError as error:
+            node.log(f"gave up holding: {error!r}")
+        await node.stubbornly(reader.expire)
