@@ -90,7 +90,7 @@ class ClaimView(msgspec.Struct, frozen=True):
 
 
 class StateView(msgspec.Struct, frozen=True):
-    """The newest version, readable. Frontiers are None where they are past every time. `schemas`: columns, by number."""
+    """The newest version, readable. Frontiers are None where they are past every time. `schemas`: columns, by id."""
 
     seqno: int
     walltime_ms: int

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,8 +69,7 @@ def encode_object(updates: Updates, key: str, schema: SchemaId = FIRST_SCHEMA) -
             table,
             sink,
             row_group_size=_ROW_GROUP_ROWS,
-            compression="lz4",
-            use_dictionary=[TIME, DIFF, *_text_columns(batch.schema)],
+            **_encodings(batch.schema),
             write_statistics=[TIME, *_stored_names(updates.schema)],
         )
     else:
@@ -116,7 +116,7 @@ def decode_object(data: bytes, part: HollowPart, schema: pa.Schema, columns: Seq
     stored = [*wanted, TIME, DIFF]
     try:
         if part.format == PARQUET:
-            table = pq.ParquetFile(pa.BufferReader(data)).read(columns=stored, use_threads=False)
+            table = _read_parquet(data, stored)
         elif part.format == IPC:
             table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
         else:
@@ -127,6 +127,25 @@ def decode_object(data: bytes, part: HollowPart, schema: pa.Schema, columns: Seq
     if batch.num_rows != part.rows:
         raise PartDamaged(f"it has {batch.num_rows} rows instead of {part.rows}")
     return _from_stored(batch, selected(schema, columns))
+
+
+def _read_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
+    """`columns` of a Parquet file. Text that is stored as references to few words is read as such, then spelled out:
+    that takes half the time. A value that is spelled out in the file takes at least the four bytes of its length.
+    """
+    file = pq.ParquetFile(pa.BufferReader(data))
+    metadata = file.metadata
+    words = {field.name: field.type for field in file.schema_arrow if field.name in columns and _is_words(field.type)}
+    for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
+        for chunk in (group.column(index) for index in range(group.num_columns)):
+            if chunk.path_in_schema in words and chunk.total_uncompressed_size > 3 * chunk.num_values:
+                del words[chunk.path_in_schema]
+    if words:
+        file = pq.ParquetFile(pa.BufferReader(data), metadata=metadata, read_dictionary=list(words))
+    table = file.read(columns=list(columns), use_threads=False)
+    for name, kind in words.items():
+        table = table.set_column(table.schema.get_field_index(name), name, table.column(name).cast(kind))
+    return table
 
 
 def select_rows(rows: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
@@ -176,15 +195,29 @@ def _from_stored(batch: pa.RecordBatch, schema: pa.Schema) -> Updates:
     return Updates(conform(rows, schema), times.astype(np.uint64, copy=False), diffs)
 
 
-def _text_columns(schema: pa.Schema) -> list[str]:
-    return [
-        field.name
-        for field in schema
-        if pa.types.is_string(field.type)
-        or pa.types.is_large_string(field.type)
-        or pa.types.is_binary(field.type)
-        or pa.types.is_boolean(field.type)
-    ]
+@lru_cache(maxsize=1024)
+def _encodings(stored: pa.Schema) -> dict[str, Any]:
+    """How `pyarrow.parquet.write_table` shall write each column.
+
+    Integers and what Parquet keeps as such are packed as differences from their predecessors: smaller than under LZ4,
+    and read back twice as fast. Text gets a dictionary, as do times and diffs, which are mostly all the same.
+    """
+    words = [field.name for field in stored if _is_words(field.type) or pa.types.is_boolean(field.type)]
+    packed = [field.name for field in stored if _is_packed(field.type) and field.name not in (TIME, DIFF)]
+    nested = any(pa.types.is_nested(field.type) for field in stored)  # whose leaves have names of their own
+    return {
+        "compression": "lz4" if nested else {f.name: "none" if f.name in packed else "lz4" for f in stored},
+        "use_dictionary": [TIME, DIFF, *words],
+        "column_encoding": dict.fromkeys(packed, "DELTA_BINARY_PACKED"),
+    }
+
+
+def _is_words(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
+
+
+def _is_packed(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_date32(kind) or pa.types.is_timestamp(kind))
 
 
 def _fits_parquet(kind: pa.DataType) -> bool:

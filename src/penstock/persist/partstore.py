@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 _CACHED_PART_BYTES_MAX = 4 * 1024 * 1024
 _OBJECT_BYTES = 1024
+_PIECE_BYTES_MIN = 8 * 1024 * 1024
+"""Half a tenth of a second of encoding; smaller parts cost their readers more than they save their writer."""
 _DELETES = 32
 """Blobs deleted at a time."""
 
@@ -55,7 +57,7 @@ class PartStore:
         On an error, what was stored before it is deleted as far as possible; a cancelled call leaves
         orphans to the sweep rather than prolong itself.
         """
-        slices = list(enumerate(_slices(updates, part_bytes or self.config.part_bytes)))
+        slices = list(enumerate(_slices(updates, part_bytes or self._piece_bytes(updates.nbytes))))
         written: dict[int, HollowPart] = {}
         try:
             for start in range(0, len(slices), self.config.uploads):
@@ -66,6 +68,11 @@ class PartStore:
             await self._discard(shard, list(written.values()))
             raise failures.exceptions[0] from failures
         return [written[index] for index, _ in slices]
+
+    def _piece_bytes(self, nbytes: int) -> int:
+        """Size of the parts of a write of `nbytes`: all processors encode one that is worth it."""
+        at_once = max(1, min(self.config.uploads, nbytes // _PIECE_BYTES_MIN))
+        return min(self.config.part_bytes, -(-nbytes // at_once))
 
     async def _upload_one(
         self,

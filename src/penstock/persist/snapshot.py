@@ -16,7 +16,8 @@ from penstock.persist.partstore import Located
 from penstock.persist.store import SeqNo
 from penstock.runtime import DONE, ExternalError, Frontier, PenstockError, TaskOwner, Timestamp, Updates
 
-_PREFETCH_GROUPS = 2
+_PREFETCH_GROUPS = 4
+"""Parts of at most `PersistConfig.part_bytes` each: enough that reading files and decoding overlap."""
 
 Outcome = list[Updates] | Exception
 

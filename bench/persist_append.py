@@ -1,0 +1,208 @@
+"""1,000-row appends to one shard on files and SQLite, beside table formats and databases; then 5 million rows.
+
+Each append is durable on return. The rate is looked at over the first and over the last 20 of them: a store whose
+metadata grows with its history gets slower as it goes. All readers are checked to return what was appended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bench.report import Report
+from bench.table_peers import DATABASES, SCHEMA, TABLE_FORMATS, Peer
+from penstock.persist import Changelog, ShardId, new_shard_id
+
+T = TypeVar("T")
+APPEND_ROWS = 1_000
+EDGE = 20
+BULK_ROWS = 5_000_000
+BULK_APPENDS = 10
+PROCESSES_APPENDS = 50
+
+
+@dataclass(frozen=True)
+class Appends:
+    """Seconds of each append, in order."""
+
+    seconds: list[float]
+
+    @property
+    def per_s(self) -> float:
+        return len(self.seconds) / sum(self.seconds)
+
+    @property
+    def first_per_s(self) -> float:
+        return EDGE / sum(self.seconds[:EDGE])
+
+    @property
+    def last_per_s(self) -> float:
+        return EDGE / sum(self.seconds[-EDGE:])
+
+
+@dataclass(frozen=True)
+class Bulk:
+    write_rows_per_s: float
+    read_rows_per_s: float
+
+
+def run(report: Report, *, quick: bool) -> None:
+    appends = 200 if quick else 2_000
+    ours = _in_folder(lambda folder: asyncio.run(_our_appends(folder, appends)))
+    for name, peer in {**TABLE_FORMATS, **DATABASES}.items():
+        theirs = _measured(report, name, lambda folder, peer=peer: _peer_appends(peer, folder, appends))
+        if theirs is not None:
+            _append_lines(report, name, ours, theirs)
+    bulk_rows = BULK_ROWS // 10 if quick else BULK_ROWS
+    bulk = _in_folder(lambda folder: asyncio.run(_our_bulk(folder, bulk_rows)))
+    delta = _measured(report, "deltalake", lambda folder: _peer_bulk(TABLE_FORMATS["deltalake"], folder, bulk_rows))
+    for metric in ("write_rows_per_s", "read_rows_per_s"):
+        their_value = None if delta is None else getattr(delta, metric)
+        peer_name = None if delta is None else "deltalake"
+        report.add(
+            metric, getattr(bulk, metric), "rows/s", peer=peer_name, peer_value=their_value, higher_is_better=True
+        )
+    _in_folder(lambda folder: _two_processes(report, folder))
+
+
+def _append_lines(report: Report, name: str, ours: Appends, theirs: Appends) -> None:
+    for metric, value, peer_value, unit in (
+        ("appends_per_s", ours.per_s, theirs.per_s, "1/s"),
+        ("appends_per_s_first_20", ours.first_per_s, theirs.first_per_s, "1/s"),
+        ("appends_per_s_last_20", ours.last_per_s, theirs.last_per_s, "1/s"),
+        ("last_over_first", ours.last_per_s / ours.first_per_s, theirs.last_per_s / theirs.first_per_s, "ratio"),
+    ):
+        report.add(metric, value, unit, peer=name, peer_value=peer_value, higher_is_better=True)
+
+
+def _measured(report: Report, name: str, measure: Callable[[Path], T]) -> T | None:
+    try:
+        return _in_folder(measure)
+    except ModuleNotFoundError as error:
+        report.note(f"{name} is not installed (extra `bench`: {error.name}); left out")
+        return None
+
+
+def _in_folder(measure: Callable[[Path], T]) -> T:
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder:
+        path = Path(folder)
+        path.chmod(0o755)  # PostgreSQL runs as a user of its own
+        return measure(path)
+
+
+def _batches(count: int, rows: int) -> Iterator[pa.Table]:
+    """`count` batches of `rows` rows from a fixed seed; ids go up."""
+    rng = np.random.default_rng(11)
+    for number in range(count):
+        ids = np.arange(number * rows, (number + 1) * rows)
+        device = rng.integers(0, 500, rows, dtype=np.int32)
+        note = pc.binary_join_element_wise("device ", pa.array(device).cast(pa.string()), "")
+        yield pa.table([ids, device, rng.random(rows), note], schema=SCHEMA)
+
+
+def _check(contents: pa.Table, rows: int) -> None:
+    ids = contents["id"].to_numpy()
+    if len(ids) != rows or not np.array_equal(np.sort(ids), np.arange(rows)):
+        raise RuntimeError(f"{len(ids)} rows came back of the {rows} that were appended")
+
+
+async def _opened(folder: Path, shard: ShardId) -> Changelog:
+    return await Changelog.open(f"file:{folder / 'blob'}", f"sqlite:{folder / 'consensus'}", shard, SCHEMA)
+
+
+async def _our_appends(folder: Path, count: int) -> Appends:
+    seconds = []
+    async with await _opened(folder, new_shard_id()) as table:
+        for rows in _batches(count, APPEND_ROWS):
+            started = time.perf_counter()
+            await table.append(rows)
+            seconds.append(time.perf_counter() - started)
+        _check(await table.read(), count * APPEND_ROWS)
+    return Appends(seconds)
+
+
+def _peer_appends(peer: Callable[[Path], AbstractContextManager[Peer]], folder: Path, count: int) -> Appends:
+    seconds = []
+    with peer(folder) as table:
+        for rows in _batches(count, APPEND_ROWS):
+            prepared = table.prepare(rows)
+            started = time.perf_counter()
+            table.append(prepared)
+            seconds.append(time.perf_counter() - started)
+        _check(table.read(), count * APPEND_ROWS)
+    return Appends(seconds)
+
+
+async def _our_bulk(folder: Path, rows: int) -> Bulk:
+    batches = list(_batches(BULK_APPENDS, rows // BULK_APPENDS))
+    shard = new_shard_id()
+    async with await _opened(folder, shard) as table:
+        started = time.perf_counter()
+        for batch in batches:
+            await table.append(batch)
+        write_s = time.perf_counter() - started
+    async with await _opened(folder, shard) as table:  # nothing is cached
+        started = time.perf_counter()
+        contents = await table.read()
+        read_s = time.perf_counter() - started
+    _check(contents, rows)
+    return Bulk(rows / write_s, rows / read_s)
+
+
+def _peer_bulk(peer: Callable[[Path], AbstractContextManager[Peer]], folder: Path, rows: int) -> Bulk:
+    batches = list(_batches(BULK_APPENDS, rows // BULK_APPENDS))
+    with peer(folder) as table:
+        started = time.perf_counter()
+        for batch in batches:
+            table.append(table.prepare(batch))
+        write_s = time.perf_counter() - started
+        started = time.perf_counter()
+        contents = table.read()
+        read_s = time.perf_counter() - started
+    _check(contents, rows)
+    return Bulk(rows / write_s, rows / read_s)
+
+
+def _two_processes(report: Report, folder: Path) -> None:
+    """Two processes append at the same time; neither may see an error, and every row must be there."""
+    shard = new_shard_id()
+    command = [sys.executable, "-m", "bench.persist_append", str(folder), shard]
+    started = time.perf_counter()
+    running = [subprocess.Popen([*command, str(number)], stderr=subprocess.PIPE) for number in range(2)]
+    for process in running:
+        _, errors = process.communicate(timeout=300)
+        if process.returncode != 0:
+            raise RuntimeError(f"an appending process failed:\n{errors.decode()[-4000:]}")
+    seconds = time.perf_counter() - started
+
+    async def count() -> pa.Table:
+        async with await _opened(folder, shard) as table:
+            return await table.read()
+
+    contents = asyncio.run(count())
+    _check(contents, 2 * PROCESSES_APPENDS * APPEND_ROWS)
+    per_s = 2 * PROCESSES_APPENDS / seconds
+    report.add("two_processes_appends_per_s", per_s, "1/s, starts included", peer=None, peer_value=None)
+
+
+async def _append_half(folder: Path, shard: ShardId, half: int) -> None:
+    async with await _opened(folder, shard) as table:
+        for number, rows in enumerate(_batches(2 * PROCESSES_APPENDS, APPEND_ROWS)):
+            if number % 2 == half:
+                await table.append(rows)
+
+
+if __name__ == "__main__":
+    asyncio.run(_append_half(Path(sys.argv[1]), ShardId(sys.argv[2]), int(sys.argv[3])))
