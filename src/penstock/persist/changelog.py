@@ -20,6 +20,7 @@ from penstock.persist.config import PersistConfig
 from penstock.persist.errors import Mismatch, SinceError
 from penstock.persist.listen import Listen
 from penstock.persist.location import open_blob, open_consensus
+from penstock.persist.pubsub import PubSub
 from penstock.persist.schema import selected
 from penstock.persist.since import SinceHandle
 from penstock.persist.store import Blob, Consensus, ShardId
@@ -68,9 +69,18 @@ class Changelog:
 
     @staticmethod
     async def open(
-        blob_url: str, consensus_url: str, shard: ShardId, schema: pa.Schema, *, config: PersistConfig | None = None
+        blob_url: str,
+        consensus_url: str,
+        shard: ShardId,
+        schema: pa.Schema,
+        *,
+        config: PersistConfig | None = None,
+        pubsub: PubSub | None = None,
     ) -> Changelog:
         """The changelog `shard` (`new_shard_id` makes an id) in these stores, created with `schema` unless it is there.
+
+        With a `pubsub` (the caller's, to be closed after this) `changes` hears of appends at once instead of asking the
+        store a few times a second.
 
         Raises `ValueError` for a URL that can never work, `SchemaMismatch` when it has other columns, or the store's
         error.
@@ -81,7 +91,7 @@ class Changelog:
         except BaseException:
             await blob.close()
             raise
-        client = PersistClient(blob, consensus, config=config)
+        client = PersistClient(blob, consensus, config=config, pubsub=pubsub)
         try:
             history = await client.open_since(shard, _HISTORY_HOLD, purpose="history of a changelog")
             writer = await client.open_writer(shard, schema, purpose="changelog")
