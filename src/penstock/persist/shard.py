@@ -169,6 +169,8 @@ class Shard:
         Expiry is judged on the new state: a reader that this very diff touches, or that lives in this
         process, stays.
         """
+        if diff.tombstone:  # nothing else of the state stays
+            return replace(diff, seqno=base.seqno + 1, walltime_ms=max(now_ms, base.walltime_ms + 1))
         readers: dict[str, Reader | None] = {}
         # A rollup can be collected up to once the holds have passed it: let them do so along with it.
         wanted_hold = max(diff.rollups, default=0)
