@@ -75,6 +75,11 @@ class Server:
                 os.kill(child, signal.SIGKILL)
         self._child.wait()
 
+    def wait(self, seconds: float) -> int:
+        """Wait until the server has ended by itself; returns its exit status. TimeoutExpired when it does not."""
+        assert self._child is not None
+        return self._child.wait(timeout=seconds)
+
     def replica_pids(self) -> list[int]:
         """Process ids of the server's children."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")

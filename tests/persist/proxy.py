@@ -18,6 +18,7 @@ class Proxy:
         self._flowing.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self.refusing = False
+        self.refused = asyncio.Event()
         self.port = 0
 
     def freeze(self) -> None:
@@ -36,6 +37,7 @@ class Proxy:
         self._writers.add(writer)
         try:
             if self.refusing:
+                self.refused.set()
                 return
             up_reader, up_writer = await self._dial()
             self._writers.add(up_writer)

@@ -21,9 +21,10 @@ from penstock.persist import (
     Versioned,
     object_log,
     open_blob,
+    open_blob_when_ready,
     open_consensus,
 )
-from penstock.runtime import Indeterminate
+from penstock.runtime import Indeterminate, SystemClock
 from tests.persist import blob_suite, consensus_suite
 from tests.persist.proxy import Proxy, proxying
 from tests.persist.race import race_processes
@@ -132,6 +133,26 @@ def test_unreachable_store_is_indeterminate_and_heals(url: str) -> None:
             proxy.refusing = False
             assert await blob.get("s/a") == b"x"
             assert await consensus.compare_and_set("k", Versioned(SeqNo(1), b"")) is CasResult.COMMITTED
+
+    asyncio.run(main())
+
+
+def test_a_store_that_is_not_up_yet_is_waited_for(url: str) -> None:
+    async def main() -> None:
+        async with proxied(url, "&connect_timeout=1s") as (_, _, proxy):
+            proxy.refusing = True
+            port = proxy.port
+            endpoint = url.partition("endpoint=")[2].partition("&")[0]
+            through = url.replace(endpoint, f"http://127.0.0.1:{port}")
+            opening = asyncio.ensure_future(open_blob_when_ready(through, SystemClock()))
+            await asyncio.wait_for(proxy.refused.wait(), 20)
+            assert not opening.done()
+            proxy.refusing = False
+            blob = await asyncio.wait_for(opening, 20)
+            assert await blob.get("s/a") is None
+            await blob.close()
+        with pytest.raises(StoreUnusable, match="create the bucket"):
+            await open_blob_when_ready(url.replace(S3_BUCKET, "no-such-bucket"), SystemClock())
 
     asyncio.run(main())
 

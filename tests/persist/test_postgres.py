@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 
 from penstock.persist import CasResult, SchemaMissing, SeqNo, StoreRefused, StoreUnusable, Versioned, open_consensus
+from penstock.persist.location import open_consensus_for_reading
 from penstock.persist.postgres import PostgresConsensus
 from penstock.runtime import Determinate, Indeterminate
 from tests.persist import consensus_suite as suite
@@ -247,6 +248,21 @@ def test_missing_rights_and_read_only_servers_say_what_to_do(url: str) -> None:
         async with opened(url + read_only) as store:
             with pytest.raises(StoreUnusable, match=r"25006.*primary"):
                 await store.compare_and_set("k", Versioned(SeqNo(0), b""))
+
+    asyncio.run(main())
+
+
+def test_a_reader_creates_nothing_and_cannot_write(url: str) -> None:
+    async def main() -> None:
+        reader = open_consensus_for_reading(url)
+        with pytest.raises(SchemaMissing):
+            await reader.head("k")
+        async with opened(url) as store:
+            await store.compare_and_set("k", Versioned(SeqNo(0), b"x"))
+        assert await reader.head("k") == (0, b"x")
+        with pytest.raises(StoreUnusable, match="25006"):
+            await reader.compare_and_set("k", Versioned(SeqNo(1), b""))
+        await reader.close()
 
     asyncio.run(main())
 

@@ -22,7 +22,7 @@ from penstock.adapter.group_commit import FencedError, GroupCommitter
 from penstock.adapter.oracle import TimestampOracle
 from penstock.adapter.planning import Planner
 from penstock.catalog import TXNS_SHARD_SETTING, Catalog, CatalogFenced, CatalogState
-from penstock.committer import CommitterServer, InProcessConsensus
+from penstock.committer import CommitterServer, HopelessStore, InProcessConsensus, open_when_ready
 from penstock.compute import DataflowDescription
 from penstock.control import (
     ClusterId,
@@ -33,7 +33,17 @@ from penstock.control import (
     ReplicaSpec,
     StorageController,
 )
-from penstock.persist import LocalPubSub, PersistClient, PersistConfig, ShardId, Sweeper, open_blob, open_consensus
+from penstock.persist import (
+    Blob,
+    Consensus,
+    LocalPubSub,
+    PersistClient,
+    PersistConfig,
+    ShardId,
+    StoreUnusable,
+    Sweeper,
+    open_blob_when_ready,
+)
 from penstock.persist.txn import TxnsReader, TxnsWriter
 from penstock.runtime import Clock, ExternalError, GlobalId, PenstockError, SystemClock, TaskOwner, step_back
 from penstock.sql.items import CatalogItem, ItemKind
@@ -73,11 +83,13 @@ class Environment:
         return self._coordinator
 
     async def open(self) -> None:
-        """Start everything. Raises PenstockError when that cannot be; `close` must be called all the same."""
+        """Start everything. Raises PenstockError when that cannot be; `close` must be called all the same.
+
+        Waits without limit for stores that are not up yet.
+        """
         config, clock, stack = self._config, self._clock, self._stack
-        blob = open_blob(config.blob_url)
-        stack.push_async_callback(blob.close)
-        consensus = InProcessConsensus(open_consensus(config.consensus_url))
+        blob, store = await _open_stores(config, clock, stack)
+        consensus = InProcessConsensus(store)
         stack.push_async_callback(consensus.close)
         pubsub = LocalPubSub()
         committer_server = CommitterServer(consensus, pubsub)
@@ -186,6 +198,16 @@ class Environment:
             self.failure = why
             _log.error("the coordinator must stop", why=why)
             self._failed.set()
+
+
+async def _open_stores(config: EnvironmentConfig, clock: Clock, stack: AsyncExitStack) -> tuple[Blob, Consensus]:
+    """Both stores, once they answer. `stack` closes the first; the second belongs to the committer."""
+    try:
+        blob = await open_blob_when_ready(config.blob_url, clock)
+        stack.push_async_callback(blob.close)
+        return blob, await open_when_ready(config.consensus_url, clock)
+    except (ValueError, HopelessStore) as error:
+        raise StoreUnusable(str(error)) from error
 
 
 def _tables(state: CatalogState) -> list[CatalogItem]:

@@ -47,8 +47,27 @@ TlsCa = Annotated[Path | None, typer.Option(help="PEM certificate of the authori
 @app.command()
 def serve(
     data_dir: Annotated[
-        Path, typer.Option(help="Where all data is kept; created when it does not exist.", envvar="PENSTOCK_DATA_DIR")
+        Path,
+        typer.Option(
+            help="Where all data without a store of its own is kept; created when missing.", envvar="PENSTOCK_DATA_DIR"
+        ),
     ] = Path("penstock-data"),
+    consensus: Annotated[
+        str,
+        typer.Option(
+            help="URL of the store of shard states: postgres://…, sqlite:FILE, s3://…, gs://…, az://…. "
+            "A file in the data directory when not given.",
+            envvar="PENSTOCK_CONSENSUS_URL",
+        ),
+    ] = "",
+    blob: Annotated[
+        str,
+        typer.Option(
+            help="URL of the store of data: s3://…, gs://…, az://…, file:DIRECTORY. "
+            "Files in the data directory when not given.",
+            envvar="PENSTOCK_BLOB_URL",
+        ),
+    ] = "",
     host: Annotated[str, typer.Option(help="The address to listen on; only loopback addresses.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.", min=0, max=65535)] = 6875,
     log_level: Annotated[LogLevel, typer.Option(help="How much to log to standard error.")] = LogLevel.INFO,
@@ -58,7 +77,7 @@ def serve(
     from penstock.cli.serve import run
 
     configure_logs(log_level.value)
-    raise typer.Exit(run(data_dir, host, port))
+    raise typer.Exit(run(data_dir, host, port, consensus=consensus, blob=blob))
 
 
 @app.command(

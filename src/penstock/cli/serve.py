@@ -22,12 +22,17 @@ from penstock.server import PgServer, ServerConfig
 _log = structlog.get_logger("penstock.serve")
 
 
-def run(data_dir: Path, host: str, port: int) -> int:
-    """Serve until told to stop. Returns the exit code; says on standard error why it is not 0."""
+def run(data_dir: Path, host: str, port: int, *, consensus: str = "", blob: str = "") -> int:
+    """Serve until told to stop. Returns the exit code; says on standard error why it is not 0.
+
+    `consensus`, `blob`: URLs of stores; what is empty is in the data directory.
+    """
+    if "mem:" in (consensus, blob):
+        return refuse("a store in memory serves no database: its replicas could not see it, and nothing would last")
     try:
         server_config = ServerConfig(host=host, port=port)
         with DataDirectory(data_dir) as directory:
-            code = asyncio.run(_serve(directory, server_config))
+            code = asyncio.run(_serve(directory, server_config, consensus, blob))
             if code == 0:
                 directory.remove_run_directory()
             return code
@@ -37,12 +42,12 @@ def run(data_dir: Path, host: str, port: int) -> int:
         return refuse(f"cannot use the data directory {data_dir}: {error}")
 
 
-async def _serve(directory: DataDirectory, config: ServerConfig) -> int:
+async def _serve(directory: DataDirectory, config: ServerConfig, consensus: str, blob: str) -> int:
     stop = stop_on_signals()
     environment = Environment(
         EnvironmentConfig(
-            consensus_url=directory.consensus_url,
-            blob_url=directory.blob_url,
+            consensus_url=consensus or directory.consensus_url,
+            blob_url=blob or directory.blob_url,
             run_dir=directory.run_directory(),
         )
     )

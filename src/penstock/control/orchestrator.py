@@ -73,11 +73,11 @@ class ProcessOrchestrator:
                 child.address,
                 "--consensus",
                 self._consensus,
-                "--blob",
-                self._blob,
                 "--end-with-stdin",
             ]
-            child.watch = self._tasks.spawn(child.keep_alive(arguments), f"watch-{replica}")
+            # Not an argument: the URL may hold a secret, and everybody on the machine can read the arguments.
+            environment = {**os.environ, "PENSTOCK_BLOB_URL": self._blob}
+            child.watch = self._tasks.spawn(child.keep_alive(arguments, environment), f"watch-{replica}")
             self._children[replica] = child
         return child.address
 
@@ -122,12 +122,12 @@ class _Child:
         self._log_path = log
         self._clock = clock
 
-    async def keep_alive(self, arguments: list[str]) -> None:
+    async def keep_alive(self, arguments: list[str], environment: dict[str, str]) -> None:
         """Start the process again each time it ends, until cancelled."""
         backoff = _BACKOFF_SECONDS_MIN
         while True:
             started = self._clock.monotonic()
-            self.process = await self._spawn(arguments)
+            self.process = await self._spawn(arguments, environment)
             _log.info("replica started", replica=self.replica, pid=self.process.pid)
             code = await self.process.wait()
             self.restarts += 1
@@ -162,14 +162,21 @@ class _Child:
                 process.kill()
             await process.wait()
 
-    async def _spawn(self, arguments: list[str]) -> Process:
+    async def _spawn(self, arguments: list[str], environment: dict[str, str]) -> Process:
         with suppress(FileNotFoundError):
             if self._log_path.stat().st_size > _LOG_BYTES_MAX:
                 self._log_path.replace(self._log_path.with_suffix(".log.1"))
         with self._log_path.open("ab") as log:
             spawning = asyncio.ensure_future(
                 asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "penstock.replica", *arguments, stdin=PIPE, stdout=log, stderr=log
+                    sys.executable,
+                    "-m",
+                    "penstock.replica",
+                    *arguments,
+                    stdin=PIPE,
+                    stdout=log,
+                    stderr=log,
+                    env=environment,
                 )
             )
             try:

@@ -24,7 +24,7 @@ from penstock.persist.errors import (
 )
 from penstock.persist.file import FileBlob
 from penstock.persist.listen import Listen, ListenEvent
-from penstock.persist.location import open_blob, open_consensus
+from penstock.persist.location import open_blob, open_blob_when_ready, open_consensus
 from penstock.persist.mem import MemBlob, MemConsensus
 from penstock.persist.pubsub import LocalPubSub, PubSub
 from penstock.persist.read import ReadHandle
@@ -110,5 +110,6 @@ __all__ = [
     "masked",
     "new_shard_id",
     "open_blob",
+    "open_blob_when_ready",
     "open_consensus",
 ]

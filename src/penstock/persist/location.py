@@ -11,17 +11,29 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
+import structlog
+
 from penstock.persist.file import FileBlob, make_directory
 from penstock.persist.mem import MemBlob, MemConsensus
 from penstock.persist.sqlite import SqliteConsensus
-from penstock.persist.store import Blob, Consensus
+from penstock.persist.store import Blob, Consensus, StoreUnusable
 from penstock.persist.url import masked
-from penstock.runtime import Clock
+from penstock.runtime import Clock, ExternalError
+
+_log = structlog.get_logger("penstock.persist")
 
 T = TypeVar("T")
 
 _POSTGRES = {"postgres", "postgresql"}
 _OBJECTS = {"s3", "gs", "az"}
+_LOCAL = {"file", "sqlite", "mem"}
+
+_PROBE = "LIVENESS"
+"""A key that nobody writes: asking for it shows that the store answers."""
+
+_PAUSE_S = 0.05
+_PAUSE_MAX_S = 2.0
+_LOG_FROM_ATTEMPT = 3
 
 
 def open_blob(url: str) -> Blob:
@@ -86,10 +98,44 @@ def _object_consensus(url: str) -> Consensus:
     return ObjectConsensus(open_client(url, conditional=True))
 
 
-def _postgres(url: str, clock: Clock | None) -> Consensus:
+def open_consensus_for_reading(url: str) -> Consensus:
+    """As `open_consensus`, but nothing is created and nothing can be written where the kind of store can see to it:
+    in PostgreSQL, which then refuses writes. Local files have readers of their own (`penstock.persist.readonly`).
+    """
+    if _scheme(url) in _POSTGRES:
+        return _with_extra("postgres", lambda: _postgres(url, None, read_only=True))
+    return open_consensus(url)
+
+
+async def open_blob_when_ready(url: str, clock: Clock) -> Blob:
+    """The blob store at `url`, once it answers. Tries without limit: it may be started after its clients.
+
+    Raises `ValueError` for a URL that can never work, `StoreUnusable` for what the store turns down. Cancellable.
+    """
+    blob = open_blob(url)
+    pause_s, attempts = _PAUSE_S, 0
+    try:
+        while True:
+            try:
+                await blob.get(_PROBE)
+                return blob
+            except StoreUnusable:
+                raise
+            except ExternalError as error:
+                attempts += 1
+                if attempts >= _LOG_FROM_ATTEMPT:
+                    _log.warning(f"waiting for the blob store: {error.message}", attempt=attempts)
+            await clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, _PAUSE_MAX_S)
+    except BaseException:
+        await blob.close()
+        raise
+
+
+def _postgres(url: str, clock: Clock | None, *, read_only: bool = False) -> Consensus:
     from penstock.persist.postgres import PostgresConsensus
 
-    return PostgresConsensus(url, clock=clock)
+    return PostgresConsensus(url, clock=clock, read_only=read_only)
 
 
 def _with_extra(extra: str, make: Callable[[], T]) -> T:
@@ -110,7 +156,7 @@ def _scheme(url: str) -> str:
 
 def _split(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
-    if parts.netloc:
+    if parts.netloc and parts.scheme in _LOCAL:
         raise ValueError(
             f"{masked(url)!r} names a host; a local path is written {parts.scheme}:/path or {parts.scheme}:path"
         )

@@ -72,7 +72,8 @@ class PostgresConsensus:
     answer timeout, and is done or not done.
     """
 
-    def __init__(self, url: str, *, clock: Clock | None = None) -> None:
+    def __init__(self, url: str, *, clock: Clock | None = None, read_only: bool = False) -> None:
+        """`read_only`: creates nothing, the server refuses writes, and a standby will do (its head may be old)."""
         settings = StoreUrl(url)
         self._where = settings.shown
         isolation = settings.choice("isolation", tuple(_ISOLATIONS))
@@ -94,10 +95,11 @@ class PostgresConsensus:
         self._table = table
         self._cockroach = False
         self._schema_lock = asyncio.Lock()
-        self._schema_seen = False
+        self._schema_seen = read_only
+        self._read_only = read_only
         self._closed = False
         self._tasks = TaskOwner("postgres-consensus")
-        conninfo = _conninfo(settings, tcp_user_timeout_ms)
+        conninfo = _conninfo(settings, tcp_user_timeout_ms, "any" if read_only else "read-write")
         self._pool = ConnectionPool(conninfo, self._limits, self._prepare, self._clock)
 
     async def head(self, key: str, *, linearized: bool = True) -> Versioned | None:
@@ -240,6 +242,8 @@ class PostgresConsensus:
             "default_transaction_isolation": isolation,
             "statement_timeout": str(round(self._limits.answer_s * 900)),  # ms: before the connection is severed
         }
+        if self._read_only:
+            settings["default_transaction_read_only"] = "on"
         if not self._cockroach:
             # While the table is small or its statistics are old, a scan of all of it looks cheap, and the plan stays.
             settings |= {"enable_seqscan": "off", "enable_bitmapscan": "off", "plan_cache_mode": "force_generic_plan"}
@@ -335,10 +339,10 @@ class _Statements:
         self.configure_cockroach = of("ALTER TABLE {t} CONFIGURE ZONE USING gc.ttlseconds = 600")
 
 
-def _conninfo(settings: StoreUrl, tcp_user_timeout_ms: int) -> str:
+def _conninfo(settings: StoreUrl, tcp_user_timeout_ms: int, servers: str) -> str:
     try:
-        # A standby would answer with an old head, so that only the primary will do.
-        defaults: dict[str, Any] = {"application_name": "penstock consensus", "target_session_attrs": "read-write"}
+        # A standby would answer with an old head, so that only the primary ("read-write") will do for a writer.
+        defaults: dict[str, Any] = {"application_name": "penstock consensus", "target_session_attrs": servers}
         given = conninfo_to_dict(settings.rest())
         return make_conninfo(**{**defaults, **given, "tcp_user_timeout": tcp_user_timeout_ms})
     except psycopg.Error as error:

@@ -2,7 +2,7 @@
 
 Nothing is created, migrated or cleaned up by opening one: a store that is not there is an error. Only the reading
 half of each interface is offered, so that no write can even be expressed; the local stores are opened so that the
-system refuses writes as well, and PostgreSQL is told to (`PGOPTIONS`).
+system refuses writes as well, and PostgreSQL is told to.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from penstock.persist.file import FileBlob
-from penstock.persist.location import open_blob, open_consensus
+from penstock.persist.location import open_blob, open_consensus_for_reading
 from penstock.persist.sqlite import SqliteConsensus
 from penstock.persist.store import SCAN_ALL, SeqNo, StoreUnusable, Versioned
-
-_READ_ONLY_SESSION = "-c default_transaction_read_only=on"
 
 
 class BlobReader(Protocol):
@@ -87,9 +85,7 @@ def _consensus(url: str) -> ConsensusReader:
     parts = urlsplit(url)
     if parts.scheme == "sqlite" and parts.path and not parts.netloc:
         return _SqliteReader(unquote(parts.path))
-    if parts.scheme in ("postgres", "postgresql"):
-        os.environ["PGOPTIONS"] = f"{os.environ.get('PGOPTIONS', '')} {_READ_ONLY_SESSION}".strip()
-    return open_consensus(url)
+    return open_consensus_for_reading(url)
 
 
 def _blob(url: str) -> BlobReader:

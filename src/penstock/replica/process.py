@@ -47,11 +47,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="penstock clusterd", description="Run dataflows for a coordinator.")
     parser.add_argument("--listen", required=True, type=check_address, help="unix:/path or loopback host:port")
     parser.add_argument("--consensus", required=True, type=check_address, help="address of the committer")
-    parser.add_argument("--blob", required=True, help="URL of the blob store, such as file:/path")
+    parser.add_argument(
+        "--blob",
+        default=os.environ.get("PENSTOCK_BLOB_URL"),
+        help="URL of the blob store, such as file:/path; one with a secret belongs into PENSTOCK_BLOB_URL instead",
+    )
     parser.add_argument(
         "--end-with-stdin", action="store_true", help="end when standard input does: when the parent has died"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not options.blob:
+        parser.error("say where the blobs are: --blob URL or PENSTOCK_BLOB_URL")
+    return options
 
 
 async def _serve(options: argparse.Namespace) -> None:
