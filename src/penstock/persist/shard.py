@@ -32,6 +32,7 @@ from penstock.persist.store import CasResult, Consensus, SeqNo, ShardId, Version
 from penstock.runtime import (
     Clock,
     Determinate,
+    ExternalError,
     Frontier,
     Indeterminate,
     InternalError,
@@ -150,7 +151,7 @@ class Shard:
             except Indeterminate as error:
                 unknown = error
                 await patience.wait(error)
-                await self._refresh()
+                await self._read_back(unknown)
                 continue
             if outcome is CasResult.COMMITTED:
                 self._install(apply(base, diff))
@@ -159,9 +160,18 @@ class Shard:
                 self.after_commit(self.state)
                 return step.result
             count.mismatch.inc()
-            await self._refresh()
+            await self._read_back(unknown)
             if self.state.seqno == base.seqno:
                 raise CorruptStateError(self.id, f"consensus has lost versions up to {base.seqno}")
+
+    async def _read_back(self, unknown: Indeterminate | None) -> None:
+        """Learn what became of an attempt. Where even that fails, an `unknown` outcome stays unknown: an error of the
+        reading must not pass for one of the attempt, which may have been committed.
+        """
+        try:
+            await self._refresh()
+        except ExternalError as error:
+            raise unknown or error from error
 
     def _complete(self, base: State, diff: Diff, now_ms: int) -> Diff:
         """Fill in what every version carries, renew this process's readers, drop the expired.
