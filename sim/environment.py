@@ -104,6 +104,11 @@ class Environment:
         shard, _, own = key.partition("/")
         self.history(ShardId(shard)).deleted(process, own)
 
+    def missed(self, process: Process, key: str) -> None:
+        shard, _, own = key.partition("/")
+        if own in self.history(ShardId(shard)).lost_keys:
+            self.world.reached("lost rollup noticed")
+
     def on_cas(self, process: Process, key: str, new: Versioned, result: CasResult | None, fate: str) -> None:
         """Count what rarely happens to a compare-and-set."""
         reached = self.world.reached

@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from random import Random
 
+from prometheus_client import REGISTRY
+
 from penstock.persist import PersistConfig, ShardId, new_shard_id
 from sim.actors.keeping import control_since, finalize, sweep
 from sim.actors.reading import follow, hold, read
@@ -24,18 +26,26 @@ from sim.world import TAIL_LINES, World
 
 SOMETIMES = (
     "append decided by reading back",
+    "collection crashed midway, finished by another",
     "compaction applied, the answer lost",
     "compaction result not applicable",
     "fenced holder refused",
     "finalize raced",
+    "gap in pushed news",
     "inline drained to blobs",
     "lease expired under a pause",
     "listen went on after an error",
+    "lost rollup noticed",
     "lost race",
     "mismatch was one's own commit",
+    "news by poll",
+    "news by push",
+    "read waited for its time",
     "reader expired and was told so",
+    "reader of a finalized shard told so",
     "snapshot went on after an error",
     "stale cached state corrected",
+    "sweeper removed an orphan",
     "tables read at one time",
     "transaction applied by another process",
     "transaction tidied by another process",
@@ -114,7 +124,12 @@ class Run:
 
     def run(self) -> Counter[str]:
         """Raises the first failure; returns how often each rare path was reached."""
-        self.world.run(self._main)
+        pushed = _pushed("applied"), _pushed("gap")
+        try:
+            self.world.run(self._main)
+        finally:
+            self.world.sometimes["news by push"] += _pushed("applied") - pushed[0]
+            self.world.sometimes["gap in pushed news"] += _pushed("gap") - pushed[1]
         return self.world.sometimes
 
     async def _main(self) -> None:
@@ -170,6 +185,11 @@ class Run:
             return txns.upper if table and txns is not None else history.upper
 
         await control_since(node, dice, shard, upper, dice.choice([1, 5, 20]))
+
+
+def _pushed(result: str) -> int:
+    """How many pushed diffs came to `result`, as the product counts them."""
+    return int(REGISTRY.get_sample_value("persist_pushed_diffs_total", {"result": result}) or 0)
 
 
 def dice_of(dice: Random, shards: tuple[ShardId, ...]) -> ShardId:

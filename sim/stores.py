@@ -28,6 +28,7 @@ class Watcher(Protocol):
     def truncated(self, process: Process, key: str, seqno: int) -> None: ...
     def written(self, process: Process, key: str, size: int) -> None: ...
     def deleted(self, process: Process, key: str, size: int | None) -> None: ...
+    def missed(self, process: Process, key: str) -> None: ...
 
 
 class ObjectStore:
@@ -224,7 +225,13 @@ class ProcessBlob:
         self._watcher = watcher
 
     async def get(self, key: str) -> bytes | None:
-        return await self._network.call(self._process, f"get {key}", lambda: self._store.get(key))
+        def effect() -> bytes | None:
+            value = self._store.get(key)
+            if value is None:
+                self._watcher.missed(self._process, key)
+            return value
+
+        return await self._network.call(self._process, f"get {key}", effect)
 
     async def set(self, key: str, value: bytes) -> None:
         def effect() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from random import Random
 
 from penstock.persist import ReaderExpired, ShardId, SinceError
 from penstock.runtime import DONE, ExternalError, Frontier, Timestamp
-from sim.actors.rows import SCHEMA, Follow, Model, Reader, check_listen, check_snapshot, excused
+from sim.actors.rows import SCHEMA, Follow, Model, Reader, bounded, check_listen, check_snapshot, excused
 from sim.environment import Node
 
 Open = Callable[[], Awaitable[Reader]]
@@ -43,6 +44,12 @@ async def read_once(node: Node, dice: Random, model: Model, reader: Reader, name
     is as before: one that has listened holds the past no longer.
     """
     since, upper = int(reader.since), int(reader.upper)
+    if dice.random() < 0.15 and since < DONE:  # wait for a time to come
+        with contextlib.suppress(TimeoutError):
+            ahead = max(since, upper + dice.randint(0, 2))
+            await bounded(check_snapshot(node, model, name, reader, ahead), 2.0)
+            node.world.reached("read waited for its time")
+        return True
     if since >= upper:
         return True
     as_of = dice.randint(since, upper - 1)

@@ -9,6 +9,7 @@ and every refusal and every read can be placed between the commits it saw and th
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -168,6 +169,9 @@ class RecordingConsensus:
     async def scan(self, key: str, from_: SeqNo, limit: int = SCAN_ALL) -> list[Versioned]:
         invoked = self._world.now_s
         versions = await self._inner.scan(key, from_, limit)
+        task = asyncio.current_task()
+        if versions and task is not None and "/poll " in task.get_name():
+            self._world.reached("news by poll")
         head = versions[-1].seqno if versions and len(versions) < limit else None
         self._look(key, invoked, head, versions)
         return versions

@@ -55,8 +55,11 @@ class ShardHistory:
         self._by_time: dict[int, Counter[Row]] = {}
         self._dropped: dict[str, int] = {}
         self._linked: set[str] = set()
+        self._collectors: dict[str, Process] = {}
+        """Who has deleted something and not recorded it as collected yet."""
         self._owners: dict[str, Process] = {}
-        self._rollup_owners: dict[int, Process] = {}
+        self._reigned: dict[str, set[int]] = {}
+        """Opaques that each critical reader has had."""
 
     # The model
 
@@ -108,6 +111,8 @@ class ShardHistory:
             self._appended(process, before, diff)
         if diff.replace is not None:
             self._replaced(before, diff)
+        if diff.collected is not None:
+            self._collected(process)
         for key in diff.removed_rollups:
             self._dropped[key] = diff.seqno
         self.rolled_up = -1
@@ -122,6 +127,8 @@ class ShardHistory:
         """The blob `key` (without the shard) is gone."""
         if key in self.lost_keys:
             return
+        if key in self._dropped:
+            self._collectors[process.name] = process
         if key in self.state.keys():  # noqa: SIM118
             self._violated(f"{self.shard}: {process.name} deleted {key}, which version {self.state.seqno} refers to")
         elif self._dropped.get(key, -1) > self.state.seqno_since:
@@ -154,6 +161,9 @@ class ShardHistory:
         holds = state.readers_since()
         if holds is not None and diff.since is not None and diff.since > holds:
             self._wrong(diff, f"raises the since to {diff.since}, past a hold at {holds}")
+        moved = [*diff.readers.values(), *diff.criticals.values()]
+        if diff.since is not None and not any(entry is not None for entry in moved):
+            self._wrong(diff, f"raises the since to {diff.since} though nobody gave anything up")
 
     def _check_entries(self, process: Process, before: State, diff: Diff) -> None:
         """Readers and writers are removed by their own process, or when their lease has lapsed."""
@@ -189,6 +199,10 @@ class ShardHistory:
                 owner = self.opaque_owners.get(critical.opaque)
                 if critical.since < known.since:
                     self._wrong(diff, f"moves the critical reader {name} back from {known.since}")
+                reigned = self._reigned.setdefault(name, {known.opaque})
+                if critical.opaque != known.opaque and critical.opaque in reigned:
+                    self._wrong(diff, f"gives the critical reader {name} to {critical.opaque}, which was fenced before")
+                reigned.add(critical.opaque)
                 if owner is not None and owner != process.name:
                     self._wrong(diff, f"by {process.name} moves the critical reader {name}, which {owner} has fenced")
 
@@ -228,6 +242,13 @@ class ShardHistory:
             self._reached("inline drained to blobs")
         for key in removed:
             self._dropped[key] = diff.seqno
+
+    def _collected(self, process: Process) -> None:
+        self._collectors.pop(process.name, None)
+        crashed = [name for name, other in self._collectors.items() if not other.alive]
+        for name in crashed:
+            del self._collectors[name]
+            self._reached("collection crashed midway, finished by another")
 
     def _read(self, diff: Diff, batch: LinkedBatch) -> Contents:
         contents: Contents = Counter()
