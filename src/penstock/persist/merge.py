@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from msgspec.structs import replace
 
 from penstock.persist import metrics
@@ -23,6 +24,7 @@ from penstock.persist.shard import Shard
 from penstock.persist.state import HollowPart, LinkedBatch, Part
 from penstock.persist.store import ShardId
 from penstock.runtime import Frontier, Timestamp, Updates
+from penstock.runtime.updates import consolidated_indices, take_rows
 
 _DECODED_PER_ENCODED = 4
 """Guess for parts that do not say how large they are in memory."""
@@ -43,6 +45,30 @@ class Run:
     @property
     def spent(self) -> bool:
         return not self.parts and self.block is None
+
+    def place(self) -> Keys:
+        """The keys of the block that is in memory; kept, for they cost more than anything else here."""
+        assert self.block is not None
+        if self.keys is None:
+            self.keys = Keys.of(self.block)
+        return self.keys
+
+    def take_all(self) -> Updates:
+        """What is in memory; nothing is then."""
+        assert self.block is not None
+        block, self.block, self.keys = self.block, None, None
+        return block
+
+    def take_up_to(self, bound: tuple[np.uint64, np.uint64]) -> tuple[Updates, Keys]:
+        """What is in memory up to `bound`; the rest stays."""
+        keys = self.place()
+        reached = keys.up_to(bound)
+        if reached.all():
+            return self.take_all(), keys
+        assert self.block is not None
+        block, now, rest = self.block, reached.nonzero()[0], (~reached).nonzero()[0]
+        self.block, self.keys = block.take(rest), keys.take(rest)
+        return block.take(now), keys.take(now)
 
 
 def runs_of(batches: Sequence[LinkedBatch], schema: SchemaId) -> list[Run]:
@@ -134,32 +160,19 @@ class Merge:
     async def _refill(self, run: Run) -> None:
         located = run.parts.popleft()
         blocks = [await self._shard.fetch_part(one, self._written.schema, keep=False) for one in located]
-        run.block = Updates.concat(blocks)
-        run.keys = await self._store.run(lambda: Keys.of(run.block))  # type: ignore[arg-type]
+        run.block, run.keys = Updates.concat(blocks), None
 
     def _reached(self, runs: Sequence[Run]) -> Updates:
         """Take from each run what all have reached: it is consolidated and in order. One run at least is used up.
 
         A run that has no further parts bounds nobody: all that it has is here.
         """
-        ends = [run.keys.greatest() for run in runs if run.parts and run.keys is not None]
-        bound = min(ends, default=None)
-        taken: list[Updates] = []
-        for run in runs:
-            assert run.block is not None
-            assert run.keys is not None
-            if bound is None:
-                taken.append(run.block)
-                run.block = run.keys = None
-                continue
-            reached = run.keys.up_to(bound)
-            taken.append(run.block.filter(reached))
-            if reached.all():
-                run.block = run.keys = None
-            else:
-                rest = (~reached).nonzero()[0]
-                run.block, run.keys = run.block.take(rest), run.keys.take(rest)
-        return sorted_and_consolidated(taken, self._since)
+        bound = min((run.place().greatest() for run in runs if run.parts), default=None)
+        if bound is None:
+            return sorted_and_consolidated([run.take_all() for run in runs], self._since)
+        taken = [run.take_up_to(bound) for run in runs]
+        keys = Keys.concat([keys for _, keys in taken])
+        return sorted_and_consolidated([block for block, _ in taken], self._since, keys)
 
     async def _write(self, pending: Sequence[Updates], number: int) -> None:
         self.written += await write_run(
@@ -173,10 +186,15 @@ class Merge:
         )
 
 
-def sorted_and_consolidated(parts: Sequence[Updates], since: Timestamp) -> Updates:
-    """`parts` as one piece of a run, times advanced to `since`."""
-    merged = Updates.concat(parts).advance_to(since).consolidate()
-    return merged if len(merged) < 2 else merged.take(Keys.of(merged).sorting())
+def sorted_and_consolidated(parts: Sequence[Updates], since: Timestamp, keys: Keys | None = None) -> Updates:
+    """`parts` as one piece of a run, times advanced to `since`. `keys`: of all their updates, where they are known."""
+    merged = Updates.concat(parts).advance_to(since)
+    if keys is None:
+        keys = Keys.of(merged)
+    kept, sums = consolidated_indices(merged.rows, merged.times, merged.diffs, keys.hashes)
+    order = keys.take(kept).sorting()
+    indices = kept[order]
+    return Updates(take_rows(merged.rows, indices), merged.times[indices], sums[order])
 
 
 async def write_run(

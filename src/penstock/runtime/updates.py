@@ -106,14 +106,17 @@ class Updates:
         return Updates(take_rows(self.rows, indices), self.times[indices], sums)
 
 
-def consolidated_indices(rows: pa.RecordBatch, times: Times, diffs: Diffs) -> tuple[npt.NDArray[np.int64], Diffs]:
+def consolidated_indices(
+    rows: pa.RecordBatch, times: Times, diffs: Diffs, hashes: npt.NDArray[np.uint64] | None = None
+) -> tuple[npt.NDArray[np.int64], Diffs]:
     """Which of n updates represent the distinct (row, time) pairs whose diffs do not sum to zero, and those
-    sums."""
+    sums. `hashes`: what `hash_columns` gives for the rows, where that is known."""
     count = len(times)
     if count <= 1:
         kept = np.flatnonzero(diffs)
         return kept, diffs[kept]
-    hashes = hash_columns(rows.columns, count)
+    if hashes is None:
+        hashes = hash_columns(rows.columns, count)
     one_time = bool((times == times[0]).all())
     if not one_time:
         hashes = hashes ^ (times * _TIME_FACTOR)
