@@ -188,7 +188,9 @@ class PersistClient:
         return [ShardId(key) for key in await self._consensus.list_keys()]
 
     def cached_states(self) -> list[State]:
-        """The newest known state of each shard that this client has open. Thread-safe."""
+        """The newest known state of each shard that this client has open; none once it is closed. Thread-safe."""
+        if self._closed:
+            return []
         return [shard.state for shard in list(self._shards.values())]
 
     async def close(self) -> None:

@@ -14,8 +14,8 @@ class PersistConfig:
     * `part_bytes`: target size of a part in memory, before encoding.
     * `uploads`: parts encoded and uploaded at a time by one write.
     * `compaction_fan_in`: so many batches of one size class become one of the next.
-    * `compaction_memory_bytes`: decoded updates that one compaction holds in memory; two parts are held even
-      where they are larger. `compaction_concurrency`: compactions at a time. `compaction_timeout_ms`: a
+    * `compaction_memory_bytes`: memory of one compaction, its copies of decoded updates included; two parts are
+      held even where they are larger. `compaction_concurrency`: compactions at a time. `compaction_timeout_ms`: a
       compaction is given up after this, or a second for each MiB of input, whichever is longer.
     * `rollup_every`: versions between full states.
     * `collect_versions`: versions that one step of garbage collection goes through, where rollups allow.
@@ -41,7 +41,7 @@ class PersistConfig:
     part_bytes: int = 32 * 1024 * 1024
     uploads: int = 3
     compaction_fan_in: int = 8
-    compaction_memory_bytes: int = 128 * 1024 * 1024
+    compaction_memory_bytes: int = 256 * 1024 * 1024
     compaction_concurrency: int = 2
     compaction_timeout_ms: int = 90 * 1000
     rollup_every: int = 128

@@ -28,8 +28,10 @@ from penstock.runtime.updates import consolidated_indices, take_rows
 
 _DECODED_PER_ENCODED = 4
 """Guess for parts that do not say how large they are in memory."""
-_OUTPUTS_IN_MEMORY = 8
+_OUTPUTS_IN_MEMORY = 16
 """The output parts are this fraction of the bound; two of them are reserved for what is being written."""
+_COPIES = 3
+"""What was read exists so often while it is merged: as blocks, side by side, and as the result."""
 _PART_BYTES_MIN = 4096
 
 
@@ -129,7 +131,7 @@ class Merge:
         self._store = shard.parts
         self._since = Timestamp(since)
         self._part_bytes = min(shard.config.part_bytes, max(memory_bytes // _OUTPUTS_IN_MEMORY, _PART_BYTES_MIN))
-        self._blocks_bytes = memory_bytes - 2 * self._part_bytes
+        self._blocks_bytes = (memory_bytes - 2 * self._part_bytes) // _COPIES
         self.written: list[HollowPart] = []
         """Parts that are stored by now: what an interrupted merge leaves behind."""
 
