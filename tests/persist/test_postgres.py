@@ -84,6 +84,59 @@ def test_clients_of_both_levels_share_a_table(url: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("many", [False, True])
+def test_a_paused_writer_does_not_write_a_version_that_a_truncation_is_removing(
+    url: str, level: str, many: bool
+) -> None:
+    """What it expects and what it would write are both there when it begins, and both gone when it goes on."""
+
+    async def main() -> None:
+        async with opened(f"{url}&isolation={level}&application_name=paused") as store:
+            for seqno in range(6):
+                await store.compare_and_set("k", Versioned(SeqNo(seqno), b""))
+            stale = Versioned(SeqNo(3), b"stale")
+            async with await psycopg.AsyncConnection.connect(url.partition("&table")[0]) as truncator:
+                await truncator.execute(
+                    sql.SQL("DELETE FROM {} WHERE sequence_number BETWEEN 0 AND 4").format(
+                        sql.Identifier(table_of(url))
+                    )
+                )
+                writing = asyncio.ensure_future(
+                    store.compare_and_set_many([("k", stale)]) if many else store.compare_and_set("k", stale)
+                )
+                await waits_for_a_lock(url, "paused")
+                await truncator.commit()
+            if level == "serializable":
+                with pytest.raises(Determinate, match="40001"):
+                    await writing
+            else:
+                assert await writing == ([CasResult.MISMATCH] if many else CasResult.MISMATCH)
+            assert await store.scan("k", SeqNo(0)) == [(5, b"")]
+
+    asyncio.run(main())
+
+
+def test_connections_are_bounded_and_replaced_when_old(url: str) -> None:
+    async def backends(name: str) -> set[int]:
+        question = b"SELECT pid FROM pg_stat_activity WHERE application_name = %s"
+        async with await psycopg.AsyncConnection.connect(url.partition("&table")[0]) as connection:
+            return {pid for (pid,) in await (await connection.execute(question, (name,))).fetchall()}
+
+    async def main() -> None:
+        async with opened(f"{url}&pool_max=3&application_name=bounded") as store:
+            await asyncio.gather(*(store.head("k") for _ in range(50)))
+            assert len(await backends("bounded")) == 3
+        async with opened(f"{url}&pool_max=1&pool_lifetime=1ms&application_name=short") as store:
+            seen: set[int] = set()
+            for _ in range(4):
+                await store.head("k")
+                seen |= await backends("short")
+            assert len(seen) > 1
+
+    asyncio.run(main())
+
+
 def test_processes_race_for_versions(url: str) -> None:
     race_processes(url)
 
@@ -366,6 +419,16 @@ async def proxied(url: str, settings: str = "") -> AsyncIterator[tuple[PostgresC
 async def execute(url: str, statement: str) -> None:
     async with await psycopg.AsyncConnection.connect(url.partition("&table")[0], autocommit=True) as connection:
         await connection.execute(statement.format(table=table_of(url)).encode())
+
+
+async def waits_for_a_lock(url: str, application: str) -> None:
+    question = b"SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
+    async with await psycopg.AsyncConnection.connect(url.partition("&table")[0], autocommit=True) as connection:
+        for _ in range(1000):
+            if await (await connection.execute(question, (application,))).fetchone():
+                return
+            await asyncio.sleep(0.01)
+    raise AssertionError("nobody waits for a lock")
 
 
 def table_of(url: str) -> str:
