@@ -284,3 +284,19 @@ def test_explain_tells_the_plan_and_the_timestamp(db: psycopg.Connection, name: 
     text = "\n".join(str(row[0]) for row in rows(db, f"EXPLAIN TIMESTAMP FOR SELECT id FROM {name}"))
     assert "query timestamp" in text
     assert "can respond immediately" in text
+
+
+def test_text_that_is_too_long_is_refused_however_it_gets_there(db: psycopg.Connection, name: str) -> None:
+    db.execute(f"CREATE TABLE {name} (id integer, v varchar(3))")
+    db.execute(f"INSERT INTO {name} VALUES (1, 'abc'), (2, 'abc  ')")  # blanks beyond the end are dropped
+    for statement in (
+        f"INSERT INTO {name} VALUES (3, 'abcd')",
+        f"INSERT INTO {name} SELECT 3, 'ab' || 'cd'",
+        f"INSERT INTO {name} SELECT id, v || 'd' FROM {name}",
+        f"UPDATE {name} SET v = v || 'd'",
+        f"UPDATE {name} SET v = 'abcd'",
+    ):
+        with pytest.raises(psycopg.errors.StringDataRightTruncation):
+            db.execute(statement)
+    db.execute(f"INSERT INTO {name} SELECT 3, CAST('abcd' AS varchar(3))")  # a cast in so many words does cut
+    assert rows(db, f"SELECT * FROM {name} ORDER BY id") == [(1, "abc"), (2, "abc"), (3, "abc")]

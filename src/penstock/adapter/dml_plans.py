@@ -18,7 +18,7 @@ from penstock.sql import QueryPlan, SqlType
 from penstock.sql import Session as PlanSession
 from penstock.sql import statements as ast
 from penstock.sql.casts import Context, castable
-from penstock.sql.dialect import parse_expression, tokenize
+from penstock.sql.dialect import AssignmentCast, parse_expression, tokenize
 from penstock.sql.items import CatalogItem, ItemKind
 from penstock.sql.types import Column
 
@@ -83,8 +83,8 @@ def default_of(table: CatalogItem, position: int) -> exp.Expression:
 
 
 def cast(value: exp.Expression, kind: SqlType) -> exp.Expression:
-    """``CAST(value AS kind)``."""
-    return exp.Cast(this=value.copy(), to=exp.DataType.build(str(kind), dialect="postgres", udt=True))
+    """``CAST(value AS kind)`` as an assignment makes it: text that is too long is refused, not cut."""
+    return AssignmentCast(this=value.copy(), to=exp.DataType.build(str(kind), dialect="postgres", udt=True))
 
 
 def insert_query(planning: Planning, table: CatalogItem, statement: ast.Insert) -> QueryPlan:

@@ -272,6 +272,8 @@ def coerce(
         return _parameter(facts.parameter_type(bound, target), target, facts, context)
     if bound.literal is Literal.NULL:
         return replace(bound, sql=_df_cast("NULL", target), type=target, literal=None)
+    if bound.literal is Literal.STRING and context is Context.ASSIGNMENT and family(target) == "text":
+        return cast(typed(bound), target, truncate=False)
     if bound.literal is Literal.STRING:
         return _literal(bound, target)
     if not castable(bound.type, target, context):
