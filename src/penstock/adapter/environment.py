@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -22,7 +22,18 @@ from penstock.adapter.group_commit import FencedError, GroupCommitter
 from penstock.adapter.oracle import TimestampOracle
 from penstock.adapter.planning import Planner
 from penstock.catalog import TXNS_SHARD_SETTING, Catalog, CatalogFenced, CatalogState
-from penstock.committer import CommitterServer, HopelessStore, InProcessConsensus, open_when_ready
+from penstock.committer import (
+    AddressError,
+    CommitterServer,
+    CredentialFiles,
+    CredentialsError,
+    HopelessStore,
+    InProcessConsensus,
+    RpcConsensus,
+    RpcPubSub,
+    connected_when_ready,
+    open_when_ready,
+)
 from penstock.compute import DataflowDescription
 from penstock.control import (
     ClusterId,
@@ -39,6 +50,7 @@ from penstock.persist import (
     LocalPubSub,
     PersistClient,
     PersistConfig,
+    PubSub,
     ShardId,
     StoreUnusable,
     Sweeper,
@@ -56,12 +68,18 @@ STORE_RETRY_MS = 15_000
 
 @dataclass(frozen=True)
 class EnvironmentConfig:
-    """Where everything is. `run_dir`: sockets and replica logs; its path must be short."""
+    """Where everything is. `run_dir`: sockets and replica logs; its path must be short.
+
+    `external_committer`: the address of a committer that this process and its replicas dial; `consensus_url` is then
+    not used. Empty: the committer is in this process.
+    """
 
     consensus_url: str
     blob_url: str
     run_dir: Path
     tick_s: float = 1.0
+    external_committer: str = ""
+    committer_credentials: CredentialFiles = field(default_factory=CredentialFiles)
 
 
 class Environment:
@@ -88,16 +106,14 @@ class Environment:
         Waits without limit for stores that are not up yet.
         """
         config, clock, stack = self._config, self._clock, self._stack
-        blob, store = await _open_stores(config, clock, stack)
-        consensus = InProcessConsensus(store)
-        stack.push_async_callback(consensus.close)
-        pubsub = LocalPubSub()
-        committer_server = CommitterServer(consensus, pubsub)
-        committer_target = f"unix:{config.run_dir / 'committer.sock'}"
-        await committer_server.listen(committer_target)
-        stack.push_async_callback(committer_server.close, 0.2)
+        blob = await _open_blob(config, clock)
+        stack.push_async_callback(blob.close)
+        if config.external_committer:
+            way = await _dial_committer(config, clock, stack)
+        else:
+            way = await _host_committer(config, clock, stack)
         settings = PersistConfig(store_retry_ms=STORE_RETRY_MS)
-        client = PersistClient(blob, consensus, clock=clock, pubsub=pubsub, config=settings)
+        client = PersistClient(blob, way.consensus, clock=clock, pubsub=way.pubsub, config=settings)
         stack.push_async_callback(client.close)
 
         catalog = await Catalog.open(client)
@@ -121,7 +137,9 @@ class Environment:
             client, reader, catalog.epoch, clock=clock, on_fenced=lambda error: self._fail(error.message)
         )
         stack.push_async_callback(storage.close)
-        orchestrator = ProcessOrchestrator(config.run_dir, committer_target, config.blob_url, clock=clock)
+        orchestrator = ProcessOrchestrator(
+            config.run_dir, way.target, config.blob_url, clock=clock, arguments=way.replica_arguments
+        )
         compute = ComputeController(storage, orchestrator, txns_shard=txns_shard, clock=clock)
         stack.push_async_callback(compute.close)
         planner = Planner()
@@ -200,14 +218,54 @@ class Environment:
             self._failed.set()
 
 
-async def _open_stores(config: EnvironmentConfig, clock: Clock, stack: AsyncExitStack) -> tuple[Blob, Consensus]:
-    """Both stores, once they answer. `stack` closes the first; the second belongs to the committer."""
+@dataclass(frozen=True)
+class _WayToConsensus:
+    """How this process reaches consensus, and what its replicas are told to dial."""
+
+    consensus: Consensus
+    pubsub: PubSub
+    target: str
+    replica_arguments: tuple[str, ...] = ()
+
+
+async def _open_blob(config: EnvironmentConfig, clock: Clock) -> Blob:
     try:
-        blob = await open_blob_when_ready(config.blob_url, clock)
-        stack.push_async_callback(blob.close)
-        return blob, await open_when_ready(config.consensus_url, clock)
+        return await open_blob_when_ready(config.blob_url, clock)
     except (ValueError, HopelessStore) as error:
         raise StoreUnusable(str(error)) from error
+
+
+async def _host_committer(config: EnvironmentConfig, clock: Clock, stack: AsyncExitStack) -> _WayToConsensus:
+    """The committer in this process, which calls it directly: the store is not opened with one that creates tables
+    that were dropped under it, because here that would hide the loss of everything.
+    """
+    try:
+        store = await open_when_ready(config.consensus_url, clock)
+    except (ValueError, HopelessStore) as error:
+        raise StoreUnusable(str(error)) from error
+    consensus = InProcessConsensus(store)
+    stack.push_async_callback(consensus.close)
+    pubsub = LocalPubSub()
+    server = CommitterServer(consensus, pubsub)
+    target = f"unix:{config.run_dir / 'committer.sock'}"
+    await server.listen(target)
+    stack.push_async_callback(server.close, 0.2)
+    return _WayToConsensus(consensus, pubsub, target)
+
+
+async def _dial_committer(config: EnvironmentConfig, clock: Clock, stack: AsyncExitStack) -> _WayToConsensus:
+    """A committer that somebody else runs. It outlives this process, and so do the replicas' reads and writes."""
+    target = config.external_committer
+    try:
+        credentials = config.committer_credentials.load()
+        consensus = RpcConsensus(target, credentials=credentials, clock=clock)
+        pubsub = RpcPubSub(target, credentials=credentials, clock=clock)
+    except (AddressError, CredentialsError) as error:
+        raise StoreUnusable(f"cannot use the committer at {target}: {error}") from error
+    stack.push_async_callback(consensus.close)
+    stack.push_async_callback(pubsub.close)
+    await connected_when_ready(consensus, clock)
+    return _WayToConsensus(consensus, pubsub, target, tuple(config.committer_credentials.arguments()))
 
 
 def _tables(state: CatalogState) -> list[CatalogItem]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import enum
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 import penstock
-
-if TYPE_CHECKING:
-    from penstock.committer import Credentials
 
 app = typer.Typer(
     name="penstock",
@@ -68,16 +65,31 @@ def serve(
             envvar="PENSTOCK_BLOB_URL",
         ),
     ] = "",
+    external_committer: Annotated[
+        str,
+        typer.Option(
+            help="Address of a `penstock persistd`, unix:/path or host:port: coordinator and replicas reach the store "
+            "of shard states through it, and --consensus is its business.",
+            envvar="PENSTOCK_EXTERNAL_COMMITTER",
+        ),
+    ] = "",
+    token_file: TokenFile = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
     host: Annotated[str, typer.Option(help="The address to listen on; only loopback addresses.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.", min=0, max=65535)] = 6875,
     log_level: Annotated[LogLevel, typer.Option(help="How much to log to standard error.")] = LogLevel.INFO,
 ) -> None:
     """Run the database: coordinator, committer and one replica process, until Ctrl-C or SIGTERM."""
     from penstock.cli.logs import configure_logs
-    from penstock.cli.serve import run
+    from penstock.cli.serve import Stores, run
+    from penstock.committer import CredentialFiles
 
     configure_logs(log_level.value)
-    raise typer.Exit(run(data_dir, host, port, consensus=consensus, blob=blob))
+    files = CredentialFiles(token_file, tls_cert, tls_key, tls_ca)
+    stores = Stores(consensus, blob, external_committer, files)
+    raise typer.Exit(run(data_dir, host, port, stores))
 
 
 @app.command(
@@ -126,13 +138,18 @@ def persistd(
     """Run the consensus committer alone, next to the metadata store, until Ctrl-C or SIGTERM."""
     from penstock.cli.logs import configure_logs
     from penstock.cli.persistd import run
-    from penstock.committer import PersistdConfig
+    from penstock.cli.stopping import refuse
+    from penstock.committer import CredentialFiles, CredentialsError, PersistdConfig
 
     configure_logs(log_level.value)
+    try:
+        credentials = CredentialFiles(token_file, tls_cert, tls_key, tls_ca).load()
+    except CredentialsError as error:
+        raise typer.Exit(refuse(str(error))) from error
     config = PersistdConfig(
         consensus_url=consensus_url,
         listen=listen,
-        credentials=_credentials(token_file, tls_cert, tls_key, tls_ca),
+        credentials=credentials,
         metrics_listen=metrics_listen,
         stats_interval_s=stats_interval,
         cache_shards=cache_shards,
@@ -144,16 +161,6 @@ def persistd(
 def version() -> None:
     """Print the version."""
     typer.echo(f"penstock {penstock.__version__} (Python {sys.version.split()[0]})")
-
-
-def _credentials(token_file: Path | None, cert: Path | None, key: Path | None, ca: Path | None) -> Credentials:
-    from penstock.cli.stopping import refuse
-    from penstock.committer import CredentialsError, load_credentials
-
-    try:
-        return load_credentials(token_file=token_file, certificate=cert, key=key, authority=ca)
-    except CredentialsError as error:
-        raise typer.Exit(refuse(str(error))) from error
 
 
 def main() -> None:

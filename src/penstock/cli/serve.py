@@ -8,6 +8,7 @@ acknowledged depends on an orderly end.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -16,23 +17,33 @@ import penstock
 from penstock.adapter import Environment, EnvironmentConfig
 from penstock.cli.data_directory import DataDirectory, DirectoryInUse
 from penstock.cli.stopping import cut_off_later, refuse, stop_on_signals, unless_stopped
+from penstock.committer import CredentialFiles
 from penstock.runtime import PenstockError
 from penstock.server import PgServer, ServerConfig
 
 _log = structlog.get_logger("penstock.serve")
 
 
-def run(data_dir: Path, host: str, port: int, *, consensus: str = "", blob: str = "") -> int:
-    """Serve until told to stop. Returns the exit code; says on standard error why it is not 0.
+@dataclass(frozen=True)
+class Stores:
+    """Where state is; what is empty is in the data directory. With an external committer, `consensus` must be empty."""
 
-    `consensus`, `blob`: URLs of stores; what is empty is in the data directory.
-    """
-    if "mem:" in (consensus, blob):
+    consensus: str = ""
+    blob: str = ""
+    external_committer: str = ""
+    committer_credentials: CredentialFiles = field(default_factory=CredentialFiles)
+
+
+def run(data_dir: Path, host: str, port: int, stores: Stores) -> int:
+    """Serve until told to stop. Returns the exit code; says on standard error why it is not 0."""
+    if stores.external_committer and stores.consensus:
+        return refuse("with --external-committer the consensus store is that process's business: leave --consensus out")
+    if "mem:" in (stores.consensus, stores.blob):
         return refuse("a store in memory serves no database: its replicas could not see it, and nothing would last")
     try:
         server_config = ServerConfig(host=host, port=port)
         with DataDirectory(data_dir) as directory:
-            code = asyncio.run(_serve(directory, server_config, consensus, blob))
+            code = asyncio.run(_serve(directory, server_config, stores))
             if code == 0:
                 directory.remove_run_directory()
             return code
@@ -42,13 +53,15 @@ def run(data_dir: Path, host: str, port: int, *, consensus: str = "", blob: str 
         return refuse(f"cannot use the data directory {data_dir}: {error}")
 
 
-async def _serve(directory: DataDirectory, config: ServerConfig, consensus: str, blob: str) -> int:
+async def _serve(directory: DataDirectory, config: ServerConfig, stores: Stores) -> int:
     stop = stop_on_signals()
     environment = Environment(
         EnvironmentConfig(
-            consensus_url=consensus or directory.consensus_url,
-            blob_url=blob or directory.blob_url,
+            consensus_url=stores.consensus or directory.consensus_url,
+            blob_url=stores.blob or directory.blob_url,
             run_dir=directory.run_directory(),
+            external_committer=stores.external_committer,
+            committer_credentials=stores.committer_credentials,
         )
     )
     try:

@@ -10,12 +10,12 @@ transport is `Indeterminate`. It knows nothing of what shards contain.
 from penstock.committer.address import CHANNEL_OPTIONS, SERVER_OPTIONS, AddressError, check_address
 from penstock.committer.cache import ShardCache
 from penstock.committer.client import RpcConsensus
-from penstock.committer.credentials import NO_CREDENTIALS, Credentials, CredentialsError, load_credentials
+from penstock.committer.credentials import NO_CREDENTIALS, CredentialFiles, Credentials, CredentialsError
 from penstock.committer.daemon import Persistd, PersistdConfig
 from penstock.committer.in_process import InProcessConsensus
 from penstock.committer.pubsub_client import RpcPubSub
 from penstock.committer.server import CommitterServer
-from penstock.committer.waiting import HopelessStore, open_when_ready
+from penstock.committer.waiting import HopelessStore, connected_when_ready, open_when_ready
 from penstock.committer.wire import InvalidRequest
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "SERVER_OPTIONS",
     "AddressError",
     "CommitterServer",
+    "CredentialFiles",
     "Credentials",
     "CredentialsError",
     "HopelessStore",
@@ -35,6 +36,6 @@ __all__ = [
     "RpcPubSub",
     "ShardCache",
     "check_address",
-    "load_credentials",
+    "connected_when_ready",
     "open_when_ready",
 ]

@@ -8,7 +8,7 @@ from penstock.committer import committer_pb2 as pb
 from penstock.committer import wire
 from penstock.committer.address import check_address
 from penstock.committer.credentials import NO_CREDENTIALS, Credentials
-from penstock.committer.operations import CallFailed, Fill, OperationStream
+from penstock.committer.operations import CallFailed, ConnectionLog, Fill, OperationStream
 from penstock.persist import SCAN_ALL, CasResult, SeqNo, Versioned
 from penstock.runtime import Clock, Indeterminate, SystemClock
 
@@ -38,8 +38,9 @@ class RpcConsensus:
         self._target = check_address(target, authenticated=authenticated)
         clock = clock if clock is not None else SystemClock()
         # Two streams: an answer of many megabytes must not stand in the way of the small ones, which are waited for.
-        self._small = OperationStream(self._target, credentials, timeout_s, clock)
-        self._large = OperationStream(self._target, credentials, timeout_s, clock)
+        log = ConnectionLog(self._target)
+        self._small = OperationStream(self._target, credentials, timeout_s, clock, log)
+        self._large = OperationStream(self._target, credentials, timeout_s, clock, log)
 
     async def head(self, key: str, *, linearized: bool = True) -> Versioned | None:
         wire.check_key(key)

@@ -6,6 +6,7 @@ read. Certificates and keys are PEM files.
 
 from __future__ import annotations
 
+import argparse
 import hmac
 import os
 from collections.abc import Mapping
@@ -82,27 +83,51 @@ class Credentials:
 NO_CREDENTIALS = Credentials()
 
 
-def load_credentials(
-    *,
-    token_file: Path | None = None,
-    certificate: Path | None = None,
-    key: Path | None = None,
-    authority: Path | None = None,
-    environment: Mapping[str, str] = os.environ,
-) -> Credentials:
-    """Read the files; without `token_file` the token is the variable `PENSTOCK_COMMITTER_TOKEN`, if set.
+@dataclass(frozen=True)
+class CredentialFiles:
+    """Where credentials are. As arguments of a process these are harmless; what they lead to is not."""
 
-    Raises `CredentialsError`.
-    """
-    token = _token(token_file, environment)
-    if (certificate is None) != (key is None):
-        raise CredentialsError("a TLS certificate and its key go together: give both or neither")
-    return Credentials(
-        token=token,
-        certificate=_read(certificate, "TLS certificate"),
-        key=_read(key, "TLS key"),
-        authority=_read(authority, "TLS authority"),
-    )
+    token_file: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
+
+    def load(self, environment: Mapping[str, str] = os.environ) -> Credentials:
+        """Read the files; without a token file the token is the variable `TOKEN_VARIABLE`, if set.
+
+        Raises `CredentialsError`.
+        """
+        if (self.certificate is None) != (self.key is None):
+            raise CredentialsError("a TLS certificate and its key go together: give both or neither")
+        return Credentials(
+            token=_token(self.token_file, environment),
+            certificate=_read(self.certificate, "TLS certificate"),
+            key=_read(self.key, "TLS key"),
+            authority=_read(self.authority, "TLS authority"),
+        )
+
+    def arguments(self) -> list[str]:
+        """What makes another process of ours use the same ones; it inherits the variable by itself."""
+        files = zip(_OPTIONS, (self.token_file, self.certificate, self.key, self.authority), strict=True)
+        return [text for option, path in files if path is not None for text in (option, str(path.absolute()))]
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        for option, what in _OPTIONS.items():
+            parser.add_argument(option, type=Path, help=what)
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> CredentialFiles:
+        """What the options of `add_options` say."""
+        return cls(options.token_file, options.tls_cert, options.tls_key, options.tls_ca)
+
+
+_OPTIONS = {
+    "--token-file": f"file with the committer's bearer token; without it the variable {TOKEN_VARIABLE}",
+    "--tls-cert": "PEM certificate that the committer is shown",
+    "--tls-key": "PEM key of that certificate",
+    "--tls-ca": "PEM certificate of the authority that signed the committer's",
+}
 
 
 def _token(path: Path | None, environment: Mapping[str, str]) -> str | None:

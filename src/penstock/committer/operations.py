@@ -63,14 +63,45 @@ class CallFailed(Exception):
         self.kind = kind
 
 
+class ConnectionLog:
+    """What a client tells of its connection: each fact once, however many streams find it out."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._told: set[str] = set()
+
+    def connecting(self) -> None:
+        self._once("connecting", lambda: _log.info(f"connecting to the committer: {self._target}"))
+
+    def connected(self) -> None:
+        self._once("connected", lambda: _log.info("connected", target=self._target))
+
+    def lost(self, cause: str) -> None:
+        """Again when there has been a connection since."""
+        self._once("lost", lambda: _log.info("no connection to the committer", target=self._target, cause=cause))
+
+    def found(self) -> None:
+        """A stream stands: the next loss is news."""
+        self.connected()
+        self._told.discard("lost")
+
+    def _once(self, fact: str, tell: Callable[[], None]) -> None:
+        if fact not in self._told:
+            self._told.add(fact)
+            tell()
+
+
 class OperationStream:
     """Operations on the committer at `target`, over one stream that is opened with the first and reopened for ever.
 
     Belongs to the event loop of its first call.
     """
 
-    def __init__(self, target: str, credentials: Credentials, timeout_s: float, clock: Clock) -> None:
+    def __init__(
+        self, target: str, credentials: Credentials, timeout_s: float, clock: Clock, log: ConnectionLog
+    ) -> None:
         self._target = target
+        self._log = log
         self._credentials = credentials
         self._timeout_s = timeout_s
         self._clock = clock
@@ -120,24 +151,19 @@ class OperationStream:
     # The connection
 
     async def _reconnect_for_ever(self) -> None:
-        _log.info(f"connecting to the committer: {self._target}")
+        self._log.connecting()
         backoff_s = BACKOFF_S
-        connected_before = False
         async with self._credentials.channel(self._target, COMMITTER_CHANNEL_OPTIONS) as channel:
             stub: Any = pb_grpc.ConsensusStub(channel)  # type: ignore[no-untyped-call]
             while True:
                 call = stub.Operate(metadata=self._credentials.metadata())
-                connected = False
                 try:
                     await or_disconnected(call.read())  # the first message is empty: the server takes requests
-                    connected = True
                     backoff_s = BACKOFF_S
-                    if not connected_before:
-                        connected_before = True
-                        _log.info("connected", target=self._target)
+                    self._log.found()
                     await self._exchange(call)
                 except Disconnected as error:
-                    self._disconnected(error, was_connected=connected)
+                    self._disconnected(error)
                 finally:
                     call.cancel()
                 await self._clock.sleep(backoff_s)
@@ -158,9 +184,8 @@ class OperationStream:
                 raise result
         raise Disconnected("the connection was cancelled")
 
-    def _disconnected(self, error: Disconnected, *, was_connected: bool) -> None:
-        if was_connected or str(error) != self._why:
-            _log.info("no connection to the committer", target=self._target, cause=str(error))
+    def _disconnected(self, error: Disconnected) -> None:
+        self._log.lost(str(error))
         self._why = str(error)
         if error.refused:
             # Refused before anything was taken: nothing happened, and nothing will until somebody mends it.

@@ -57,6 +57,25 @@ async def open_when_ready(url: str, clock: Clock, *, open_: Callable[[str], Cons
         pause_s = min(pause_s * 2, _BACKOFF_MAX_S)
 
 
+async def connected_when_ready(committer: Consensus, clock: Clock) -> None:
+    """Return once a remote `committer` answers. Tries without limit; its client paces the attempts.
+
+    Raises `StoreUnusable` when the committer does not admit us, or its store refuses. Cancellable.
+    """
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            await committer.head(_PROBE)
+        except StoreUnusable:
+            raise
+        except ExternalError as error:
+            _log.warning(f"waiting for the committer: {error}", attempt=attempt)
+            await clock.sleep(_BACKOFF_S)
+        else:
+            return
+
+
 async def _opened(url: str, open_: Callable[[str], Consensus]) -> Consensus:
     store = open_(url)
     try:

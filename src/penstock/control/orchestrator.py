@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -54,11 +55,20 @@ class ProcessOrchestrator:
     MiB.
     """
 
-    def __init__(self, run_dir: Path, consensus: str, blob: str, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        consensus: str,
+        blob: str,
+        *,
+        clock: Clock | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
         """`run_dir`: sockets and logs. `consensus`: RPC target of a committer. `blob`: URL of the blob
-        store.
+        store. `arguments`: more of them for every replica, such as where the committer's credentials are.
         """
         self._run_dir, self._consensus, self._blob = run_dir, consensus, blob
+        self._arguments = list(arguments)
         self._clock = clock or SystemClock()
         self._children: dict[ReplicaId, _Child] = {}
         self._tasks = TaskOwner("orchestrator")
@@ -73,6 +83,7 @@ class ProcessOrchestrator:
                 child.address,
                 "--consensus",
                 self._consensus,
+                *self._arguments,
                 "--end-with-stdin",
             ]
             # Not an argument: the URL may hold a secret, and everybody on the machine can read the arguments.

@@ -21,7 +21,15 @@ from pathlib import Path
 import grpc
 import structlog
 
-from penstock.committer import SERVER_OPTIONS, RpcConsensus, RpcPubSub, check_address
+from penstock.committer import (
+    SERVER_OPTIONS,
+    AddressError,
+    CredentialFiles,
+    CredentialsError,
+    RpcConsensus,
+    RpcPubSub,
+    check_address,
+)
 from penstock.dataflow import Dataflow, Worker
 from penstock.persist import PersistClient, open_blob
 from penstock.replica import compute_pb2_grpc as pb_grpc
@@ -46,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="penstock clusterd", description="Run dataflows for a coordinator.")
     parser.add_argument("--listen", required=True, type=check_address, help="unix:/path or loopback host:port")
-    parser.add_argument("--consensus", required=True, type=check_address, help="address of the committer")
+    parser.add_argument("--consensus", required=True, help="address of the committer")
+    CredentialFiles.add_options(parser)
     parser.add_argument(
         "--blob",
         default=os.environ.get("PENSTOCK_BLOB_URL"),
@@ -58,6 +67,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.blob:
         parser.error("say where the blobs are: --blob URL or PENSTOCK_BLOB_URL")
+    try:
+        options.credentials = CredentialFiles.of(options).load()
+        authenticated = options.credentials.token is not None or options.credentials.tls
+        check_address(options.consensus, authenticated=authenticated)
+    except (AddressError, CredentialsError) as error:
+        parser.error(str(error))
     return options
 
 
@@ -67,7 +82,9 @@ async def _serve(options: argparse.Namespace) -> None:
     if options.end_with_stdin:
         _stop_on_end_of_stdin(stop)
     clock = SystemClock()
-    consensus, pubsub, blob = RpcConsensus(options.consensus), RpcPubSub(options.consensus), open_blob(options.blob)
+    consensus = RpcConsensus(options.consensus, credentials=options.credentials)
+    pubsub = RpcPubSub(options.consensus, credentials=options.credentials)
+    blob = open_blob(options.blob)
     client = PersistClient(blob, consensus, clock=clock, pubsub=pubsub)
     worker = Worker(on_failure=lambda dataflow, error: _post_failure(loop, instance, dataflow, error))
     loop = asyncio.get_running_loop()
