@@ -15,6 +15,7 @@ test: $(VENV)/.dev
 
 sim: $(VENV)/.dev
 	$(BIN)/python -m sim persist --jobs $(JOBS)
+	$(BIN)/python -m sim committer --jobs $(JOBS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeVar
 
-from penstock.persist import CasResult, PersistClient, PersistConfig, ShardId, Versioned
+from penstock.persist import CasResult, Consensus, PersistClient, PersistConfig, ShardId, Versioned
 from penstock.persist.state import decode_diff
 from penstock.runtime import ExternalError
 from sim.checkers.appends import Append
@@ -80,6 +80,10 @@ class Environment:
         self.nodes.append(node)
         return node
 
+    def consensus_of(self, process: Process) -> Consensus:
+        """How `process` reaches consensus."""
+        return ProcessConsensus(process, self.logs, self.network, self, self.on_cas)
+
     # The stores' watcher
 
     def committed(self, process: Process, key: str, version: Versioned) -> None:
@@ -137,8 +141,8 @@ class Node:
         self.stopping = False
         process.on_crash.append(lambda: env.network.crashed(process))
         blob = ProcessBlob(process, env.objects, env.network, env)
-        consensus = ProcessConsensus(process, env.logs, env.network, env, env.on_cas)
-        recorded = RecordingConsensus(consensus, process.name, env.world, env.cas)
+        recorded = RecordingConsensus(env.consensus_of(process), process.name, env.world, env.cas)
+        self.consensus: Consensus = recorded
         pubsub = ProcessPubSub(process, env.hub) if env.hub is not None else None
         self.client = PersistClient(blob, recorded, clock=process.clock, pubsub=pubsub, config=env.config)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from random import Random
+from typing import Any, TypeAlias
 
 from sim.environment import Environment, Node
 from sim.stores import Outage
+
+Strikes: TypeAlias = dict[Callable[[], Coroutine[Any, Any, None]], int]
 
 Staff = Callable[[Node], None]
 """Gives a new node its actors."""
@@ -30,9 +33,9 @@ class Nemesis:
         self._staff(node)
         return node
 
-    async def run(self) -> None:
-        """Strike again and again, then put everything in order."""
-        strikes = {
+    def strikes(self) -> Strikes:
+        """What it can do, and how often it does."""
+        return {
             self._crash: 4,
             self._freeze: 4,
             self._shut_down: 1,
@@ -40,6 +43,10 @@ class Nemesis:
             self._jump: 1,
             self._lose_rollup: 1,
         }
+
+    async def run(self) -> None:
+        """Strike again and again, then put everything in order."""
+        strikes = self.strikes()
         sleep = self._sleep
         while self._env.world.now_s < self._until_s:
             await sleep(self._dice.expovariate(1 / self._pace_s))

@@ -139,16 +139,27 @@ class Run:
         tables = tuple(new_shard_id() for _ in range(plan.tables))
         self._shards, self._tables = shards, tables
         self._lists, self._doomed = new_shard_id(), new_shard_id()
-        env = Environment(self.world, plan.config, plan.rates, plan.pubsub, new_shard_id() if tables else None)
-        self.env = env
-        nemesis = Nemesis(env, self.world.random("nemesis"), self._staff, pace_s=plan.pace_s, until_s=plan.duration_s)
+        env = self.env = self.make_environment(new_shard_id() if tables else None)
+        nemesis = self.make_nemesis()
         for _ in range(plan.nodes):
             nemesis.start_node()
         await nemesis.run()
-        env.network.rates = plan.rates.calm()
+        self.calm()
         env.stopping = True
         self.world.log("nemesis", "leaves")
         await Audit(env, shards, tables, self._lists, self._doomed).run()
+
+    def make_environment(self, txns_shard: ShardId | None) -> Environment:
+        return Environment(self.world, self.plan.config, self.plan.rates, self.plan.pubsub, txns_shard)
+
+    def make_nemesis(self) -> Nemesis:
+        plan = self.plan
+        dice = self.world.random("nemesis")
+        return Nemesis(self.env, dice, self._staff, pace_s=plan.pace_s, until_s=plan.duration_s)
+
+    def calm(self) -> None:
+        """Nothing goes wrong on the way any more."""
+        self.env.network.rates = self.plan.rates.calm()
 
     def _staff(self, node: Node) -> None:
         """Give `node` a few jobs; between them the nodes do everything that the plan has."""
