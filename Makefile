@@ -28,6 +28,11 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m bench grouped --json
 	$(BIN)/python -m bench join --json
 	$(BIN)/python -m bench freshness --json
+	$(BIN)/python -m bench persist-append --json
+	$(BIN)/python -m bench persist-latency --json
+	$(BIN)/python -m bench persist-history --json
+	$(BIN)/python -m bench persist-open-loop --json
+	$(BIN)/python -m bench committer --json
 
 proto: $(VENV)/.dev
 	$(BIN)/python tools/generate_protocols.py
