@@ -78,9 +78,13 @@ class Replay:
         return [None if c in UNKNOWN_AT_DEPARTURE else flight[c] for c in FLIGHT_COLUMNS]
 
     def _airborne(self, flight: dict[str, Any]) -> list[Any]:
-        """In the air for as long as it really was, on the replayed clock: its times are real times from now on."""
-        took_off = dt.datetime.now(dt.UTC)
-        lands = took_off + dt.timedelta(minutes=flight["air_time"] or 120) / self.speed
+        """In the air for as long as it really was, on the replayed clock: its times are real times from now on.
+
+        In whole milliseconds, as mz_now() is: what is compared with it loses the rest, in DuckDB it does not.
+        """
+        now = dt.datetime.now(dt.UTC)
+        took_off = now.replace(microsecond=now.microsecond // 1000 * 1000)
+        lands = took_off + dt.timedelta(milliseconds=round((flight["air_time"] or 120) * 60_000 / self.speed))
         return [*(flight[c] for c in ("id", "tailnum", "carrier", "origin", "dest")), took_off, lands]
 
 
