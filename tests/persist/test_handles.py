@@ -230,21 +230,27 @@ def test_nothing_is_appended_beyond_the_end_of_time() -> None:
     asyncio.run(main())
 
 
-def test_a_read_of_a_shard_that_is_finalized_meanwhile_is_no_corruption() -> None:
+@pytest.mark.parametrize("inline_bytes", [0, 10_000])
+@pytest.mark.parametrize("same_process", [True, False])
+def test_a_read_of_a_shard_that_is_finalized_meanwhile_is_no_corruption(inline_bytes: int, same_process: bool) -> None:
     async def main() -> None:
         blob, consensus = MemBlob(), MemConsensus()
-        config = PersistConfig(inline_bytes=0, cache_bytes=0)
-        one, two = PersistClient(blob, consensus, config=config), PersistClient(blob, consensus, config=config)
+        config = PersistConfig(inline_bytes=inline_bytes, cache_bytes=0)
+        one = PersistClient(blob, consensus, config=config)
+        two = one if same_process else PersistClient(blob, consensus, config=config)
         shard = new_shard_id()
         await append(await one.open_writer(shard, SCHEMA, purpose="test"), [(1, 0, 1)], 0, 1)
         reader = await two.open_reader(shard, SCHEMA, purpose="test")
         reading = await reader.snapshot(Timestamp(0))
         listen = await (await two.open_reader(shard, SCHEMA, purpose="test")).subscribe(Timestamp(0))
         await one.finalize(shard)
-        with pytest.raises(SinceError):
-            await anext(reading)
-        with pytest.raises(SinceError):
-            await anext(listen)
+        if inline_bytes and not same_process:
+            assert tally([await anext(reading)]) == {(1, 0): 1}, "it has all that it needs"
+        else:
+            with pytest.raises(SinceError):
+                await anext(reading)
+            with pytest.raises(SinceError):
+                await anext(listen)
         await one.close()
         await two.close()
 

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from penstock.persist import metrics
 from penstock.persist.commands import Step, with_since
 from penstock.persist.config import PersistConfig
-from penstock.persist.errors import ClientClosed, CorruptStateError
+from penstock.persist.errors import ClientClosed, CorruptStateError, SinceError
 from penstock.persist.partstore import Located, PartStore
 from penstock.persist.pubsub import PubSub
 from penstock.persist.retry import Patience, patiently
@@ -30,6 +30,7 @@ from penstock.persist.schema import decode_schema
 from penstock.persist.state import Diff, Part, Reader, State, apply, decode_diff, decode_rollup, encode_diff
 from penstock.persist.store import CasResult, Consensus, SeqNo, ShardId, Versioned
 from penstock.runtime import (
+    DONE,
     Clock,
     Determinate,
     ExternalError,
@@ -224,7 +225,12 @@ class Shard:
     # Learning of versions
 
     def written_with(self, part: Part) -> pa.Schema:
-        """The schema of a part of this shard. Schemas stay: any version since the part was stored has it."""
+        """The schema of a part of this shard. Schemas stay: any version since the part was stored has it.
+
+        Raises `SinceError` when the shard was finalized meanwhile.
+        """
+        if self.state.tombstone:
+            raise SinceError(self.id, part.time_max, DONE)
         if part.schema >= len(self.state.schemas):
             raise InternalError(f"shard {self.id} has {len(self.state.schemas)} schemas, a part is of {part.schema}")
         return decode_schema(self.state.schemas[part.schema])
