@@ -14,6 +14,7 @@ from penstock.persist import (
     InvalidUsage,
     MemConsensus,
     PersistConfig,
+    ReaderExpired,
     SchemaMismatch,
     SinceError,
     Versioned,
@@ -281,5 +282,27 @@ def test_a_listen_goes_on_when_a_forgotten_table_is_registered_again_and_stays_i
             assert await writer.commit_at({}, Timestamp(6)) is None
             async with asyncio.timeout(10):
                 await waiting
+
+    asyncio.run(main())
+
+
+def test_a_listen_on_a_table_that_is_not_registered_hears_that_its_log_has_failed() -> None:
+    async def main() -> None:
+        async with cluster(config=FAST) as c:
+            writer = await c.writer()
+            a = await table(writer, 1)
+            assert await writer.forget([a], Timestamp(2)) is None
+            reader = await c.reader()
+            handle = await reader.open_reader(a, SCHEMA, purpose="test")
+            listen = await handle.listen(Timestamp(2))
+            waiting = asyncio.ensure_future(anext(listen))
+            while not handle.inner.lease.shard._waiters:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            handle.log._fail(ReaderExpired(c.txns, "the log's"))
+            async with asyncio.timeout(10):
+                with pytest.raises(ReaderExpired):
+                    await waiting
+            with pytest.raises(ReaderExpired):
+                await anext(listen)
 
     asyncio.run(main())

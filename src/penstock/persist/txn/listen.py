@@ -136,18 +136,25 @@ class TxnsListen(EventStream):
         self._drop_queue()
         self._direct_from = DONE
 
+    def log_failed(self) -> None:
+        self._handle.lease.shard.look_again()
+
     # Emitting
 
     async def _shard_or_log(self) -> None:
         """Wait for the shard to move on, or for a registration after which it need not: an idle table's shard stays
-        where it is for ever.
+        where it is for ever. Without a log, nobody would hear of that.
         """
         reader_id = self._handle.reader_id
         await self._handle.lease.shard.wait_until(
             lambda state: (
-                state.upper > self._frontier or self._frontier >= self._direct_from or reader_id not in state.readers
+                state.upper > self._frontier
+                or self._frontier >= self._direct_from
+                or self._log.failed
+                or reader_id not in state.readers
             )
         )
+        self._log.check()
 
     async def _next_stored(self) -> ListenEvent:
         if self._stored is None:

@@ -19,7 +19,7 @@ import heapq
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Protocol
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -54,6 +54,7 @@ class Follower(Protocol):
     def wrote(self, write: Write) -> None: ...
     def registered(self, ts: Timestamp) -> None: ...
     def forgotten(self) -> None: ...
+    def log_failed(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +88,14 @@ class TxnsLog:
         self._retired: dict[ShardId, Timestamp] = {}
         self._pending: dict[tuple[str, bytes], tuple[int, bool]] = {}
         """Row -> (sum of its diffs, whether one was positive) among events whose times are not closed yet."""
-        self._followers: dict[ShardId, WeakSet[Follower]] = {}
+        self._followers: dict[ShardId, WeakKeyDictionary[Follower, None]] = {}
+        """As a set that keeps its order."""
         self._waiting: list[tuple[Timestamp, int, asyncio.Future[None]]] = []
         """A heap: who waits for a time to be passed."""
         self._tickets = count()
         self._idle: dict[Follower, _Idle] = {}
         """Who waits for any progress; whoever waits longest comes first."""
-        self._involved: set[Follower] = set()
+        self._involved: dict[Follower, None] = {}
         self._telling: asyncio.Task[None] | None = None
         self._failure: PenstockError | None = None
         self._tasks = TaskOwner("txns-log", self._failed)
@@ -118,11 +120,15 @@ class TxnsLog:
         """Whether the subscription has ended (closed, or its lease was lost); a new log must be opened."""
         return self._failure is not None
 
+    def check(self) -> None:
+        """Raises what ended the subscription, if it has ended."""
+        if self._failure is not None:
+            raise self._failure
+
     async def wait_past(self, ts: Timestamp) -> None:
         """Return when ``progress > ts``. Raises what ended the subscription. Cancellable."""
         while self.progress <= ts:
-            if self._failure is not None:
-                raise self._failure
+            self.check()
             news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             ticket = (ts, next(self._tickets), news)
             heapq.heappush(self._waiting, ticket)
@@ -139,8 +145,7 @@ class TxnsLog:
 
         Raises what ended the subscription. Cancellable.
         """
-        if self._failure is not None:
-            raise self._failure
+        self.check()
         news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle[follower] = _Idle(frontier, news)
         try:
@@ -180,13 +185,13 @@ class TxnsLog:
         """Tell `follower` of everything that happens to `shard` from now on, for as long as anybody else
         keeps it.
         """
-        self._followers.setdefault(shard, WeakSet()).add(follower)
+        self._followers.setdefault(shard, WeakKeyDictionary())[follower] = None
 
     def unfollow(self, shard: ShardId, follower: Follower) -> None:
         """End a `follow`; more than once is harmless."""
         followers = self._followers.get(shard)
         if followers is not None:
-            followers.discard(follower)
+            followers.pop(follower, None)
             if not followers:
                 del self._followers[shard]
 
@@ -284,7 +289,7 @@ class TxnsLog:
             self.registrations[entry.shard] = entry
             if before is not None and before.ts == entry.ts:
                 return  # only its schema is another one
-            self._involved.update(followers)
+            self._involved.update(dict.fromkeys(followers))
             for follower in followers:
                 follower.registered(entry.ts)
             return
@@ -293,7 +298,7 @@ class TxnsLog:
             return
         self._writes.setdefault(entry.shard, {})[entry.payload] = entry
         self.unapplied_bytes += len(entry.payload)
-        self._involved.update(followers)
+        self._involved.update(dict.fromkeys(followers))
         for follower in followers:
             follower.wrote(entry)
 
@@ -302,7 +307,7 @@ class TxnsLog:
             if self.holds(entry):
                 del self.registrations[entry.shard]
                 for follower in list(self._followers.get(entry.shard, ())):
-                    self._involved.add(follower)
+                    self._involved[follower] = None
                     follower.forgotten()
             return
         if isinstance(entry, Ending):
@@ -327,3 +332,5 @@ class TxnsLog:
                 if not news.done():
                     news.set_exception(error)
             self._waiting.clear()
+            for follower in [follower for followers in self._followers.values() for follower in followers]:
+                follower.log_failed()
