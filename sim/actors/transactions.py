@@ -7,6 +7,7 @@ list's row is ``(key, "time.position|value|filler")``: sorted by its text it is 
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from random import Random
@@ -192,15 +193,34 @@ class Coordinator:
         node = self._node
         self.writer = await TxnsWriter.open(node.client, self._txns)
         self.reader = await TxnsReader.open(node.client, self._txns)
+        applying = node.process.spawn(self._apply(self.writer, Random(self._dice.random())), "apply")
         try:
             while not node.done:
                 await node.idle(self._dice, 0.25)
                 await self._step(self.writer)
         finally:
+            applying.cancel()
+            await asyncio.wait([applying])
             for handle in self._handles.values():
                 await handle.inner.lease.expire_best_effort()
             await self.reader.close()
             await self.writer.close()
+
+    async def _apply(self, writer: TxnsWriter, dice: Random) -> None:
+        """In the background, behind the commits, whatever the store does: as coordinators do."""
+        node = self._node
+        while True:
+            await node.idle(dice, 0.3)
+            try:
+                await writer.apply_le(step_back(writer.upper))
+                if dice.random() < 0.2:
+                    await writer.compact_to(Timestamp(max(0, int(writer.upper) - 1 - dice.randrange(8))))
+            except (ExternalError, ReaderExpired) as error:
+                node.log(f"not applied: {error!r}")
+            except InternalError as error:
+                if "was closed" not in error.message:
+                    raise
+                return
 
     async def _step(self, writer: TxnsWriter) -> None:
         dice = self._dice
@@ -214,14 +234,7 @@ class Coordinator:
             await writer.forget([dice.choice(tuple(registered))], Timestamp(writer.upper))
             self._handles.clear()
             return
-        if dice.random() < 0.3:
-            await writer.apply_le(step_back(writer.upper))
         await self.transact(writer)
-        if dice.random() < 0.5:
-            await writer.apply_le(step_back(writer.upper))
-        if dice.random() < 0.1:
-            lag = dice.randrange(8)
-            await writer.compact_to(Timestamp(max(0, int(writer.upper) - 1 - lag)))
 
     async def transact(self, writer: TxnsWriter) -> bool:
         """One transaction; whether it was committed."""
@@ -230,7 +243,6 @@ class Coordinator:
         node.env.ledger.transactions.append(one)
         one.outcome = False
         ts = int(writer.upper)
-        await writer.apply_le(Timestamp(ts - 1))  # large writes can only be read once applied
         for table, keys in reads.items():
             contents = await bounded(read_split(node, dice, await self._handle(table), ts - 1), PATIENCE_S)
             self._lists.note_reads(one, table, keys, contents)
