@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pytest
 from penstock.persist import (
     CasResult,
     InvalidUsage,
+    MemBlob,
     MemConsensus,
     PersistConfig,
     ReaderExpired,
@@ -304,5 +306,40 @@ def test_a_listen_on_a_table_that_is_not_registered_hears_that_its_log_has_faile
                     await waiting
             with pytest.raises(ReaderExpired):
                 await anext(listen)
+
+    asyncio.run(main())
+
+
+def test_a_commit_to_a_table_that_is_forgotten_meanwhile_comes_too_late_and_leaves_nothing() -> None:
+    class Gated(MemBlob):
+        gated = "no shard"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = asyncio.Event()
+            self.waiting = asyncio.Event()
+
+        async def set(self, key: str, value: bytes) -> None:
+            if key.startswith(self.gated):
+                self.waiting.set()
+                await self.gate.wait()
+            await super().set(key, value)
+
+    async def main() -> None:
+        blob = Gated()
+        async with cluster(blob=blob, config=replace(FAST, inline_bytes=0, maintenance=False)) as c:
+            writer, rival = await c.writer(), await c.writer()
+            a = await table(writer, 1)
+            blob.gated = a
+            before = await blob.list_prefix(f"{a}/")
+            committing = asyncio.ensure_future(writer.commit_at({a: [rows(2, (1, "x"))]}, Timestamp(2)))
+            await blob.waiting.wait()  # it is storing the rows
+            while await rival.forget([a], Timestamp(max(2, rival.upper))) is not None:
+                await rival._writer.fetch_recent_upper()
+            await writer.apply_le(Timestamp(2))  # behind the commits; it lets go of the table
+            assert a not in writer._shards
+            blob.gate.set()
+            assert isinstance(await committing, TooLate)
+            assert await blob.list_prefix(f"{a}/") == before
 
     asyncio.run(main())

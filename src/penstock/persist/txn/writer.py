@@ -388,7 +388,7 @@ class TxnsWriter:
         """Delete the blobs of batches that will never be committed."""
         for batch in batches:
             try:
-                await self._shards[batch.shard].delete_batch(batch)
+                await self._writer._shard.parts.delete(batch.shard, batch.keys)  # the table may have been forgotten
             except ExternalError as error:
                 _log.warning("blobs of an uncommitted write stay behind", shard=batch.shard, error=error.message)
 
