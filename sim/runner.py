@@ -95,7 +95,7 @@ def report(name: str, outcomes: Iterable[Outcome], count: int, paths: Iterable[s
                 break
     elapsed = time.monotonic() - started
     unreached = sorted(path for path, times in sometimes.items() if times == 0)
-    if unreached:
+    if unreached and count >= SOMETIMES_FROM_SEEDS:
         print(f"never reached: {', '.join(unreached)}", file=sys.stderr)
     print(f"{done} seeds in {elapsed:.0f} s, {done / max(elapsed, 1e-9):.2f} seeds/s", file=sys.stderr)
     line = {
