@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 from random import Random
 
 from prometheus_client import REGISTRY
@@ -169,6 +170,9 @@ class Run(persist.Run):
             keys = dice.sample(range(REGISTERS), dice.randint(1, REGISTERS))
             await asyncio.gather(*(self._advance(node, dice, f"{REGISTER}{key}") for key in keys))
             await node.idle(dice, 0.05)
+        for number in range(REGISTERS):
+            # What a lost answer has committed last shows in no other look, and explains refusals.
+            await node.stubbornly(partial(node.consensus.head, f"{REGISTER}{number}"))
 
     async def _advance(self, node: Node, dice: Random, key: str) -> None:
         try:

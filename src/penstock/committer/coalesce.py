@@ -34,7 +34,7 @@ BATCH_BYTES_MAX = 16 << 20
 BATCHES_MAX = 16
 """Batches on their way to the store."""
 
-_GATHER = 8
+_GATHER = 16
 """With n batches on their way another one leaves when more than n times this have gathered. The store's log is flushed
 once for all that wait for it: a small batch that sets out during a flush is done no sooner than the larger one that
 waits for its end, and costs both ends a message and a statement more.
@@ -104,6 +104,7 @@ class Coalescer:
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks = TaskOwner("coalescer")
+        metrics.QUEUED.set_function(lambda: self._backlog)
 
     async def compare_and_set(self, key: str, new: Versioned) -> CasResult:
         """As `Consensus.compare_and_set`. A cancelled call that has not left yet does not happen."""
@@ -145,7 +146,6 @@ class Coalescer:
         change = Change(key, new, settle)
         self._backlog += 1
         self._backlog_bytes += len(new.data)
-        metrics.QUEUED.inc()
         if self._closed:
             asyncio.get_running_loop().call_soon(self._refuse, change)
         elif key not in self._following:
@@ -193,7 +193,6 @@ class Coalescer:
     def _done(self, change: Change, outcome: CasResult | ExternalError) -> None:
         self._backlog -= 1
         self._backlog_bytes -= len(change.new.data)
-        metrics.QUEUED.dec()
         if self._admission:
             self._admit_next()
         if not change.withdrawn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import structlog
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.registry import Collector
 
 from penstock.committer import metrics
 from penstock.runtime import Clock
@@ -26,11 +26,9 @@ async def beat_for_ever(interval_s: float, clock: Clock) -> None:
 class _Counts:
     """The values of the committer's metrics at a moment."""
 
-    _METRICS: tuple[MetricWrapperBase, ...] = (
-        metrics.RPC_TOTAL,
-        metrics.RPC_SECONDS,
+    _METRICS: tuple[Collector, ...] = (
+        metrics.RPC,
         metrics.BACKING_SECONDS,
-        metrics.INFLIGHT,
         metrics.CACHE_HITS,
         metrics.CACHE_MISSES,
         metrics.CACHED_SHARDS,

@@ -58,6 +58,7 @@ class InProcessConsensus:
         self._tasks = TaskOwner("committer")
         self._refreshing: set[str] = set()
         self._closed = False
+        metrics.CACHED_SHARDS.set_function(lambda: len(self._cache))
         self._coalescer: Coalescer | None = None
         if isinstance(backing, BatchingConsensus):
             self._coalescer = Coalescer(backing, self._cache, self._decided, self._clock, batches_max=batches_max)
@@ -140,7 +141,6 @@ class InProcessConsensus:
     def forget_all(self) -> None:
         """Empty the cache: the store was reset under it."""
         self._cache.clear()
-        metrics.CACHED_SHARDS.set(0)
 
     async def close(self) -> None:
         """Refuse what waits, finish what is on its way to the store, close the store."""
@@ -158,7 +158,6 @@ class InProcessConsensus:
 
     def _remember(self, key: str, version: Versioned) -> None:
         self._cache.insert(key, version)
-        metrics.CACHED_SHARDS.set(len(self._cache))
 
     def _refresh(self, key: str) -> None:
         if self._closed or key in self._refreshing or len(self._refreshing) >= REFRESHES_MAX:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+from penstock.committer.tally import OperationTallies
 
 _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -10,13 +12,11 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 OPERATIONS = ("compare_and_set", "head", "scan", "truncate", "list_keys")
 
-RPC_TOTAL = Counter("committer_rpc", "Operations answered by the committer", ["op", "result"])
-RPC_SECONDS = Histogram("committer_rpc_duration_seconds", "Time per operation", ["op"], buckets=_SECONDS)
+RPC = OperationTallies((*OPERATIONS, "unknown"), _SECONDS)
+REGISTRY.register(RPC)
 BACKING_SECONDS = Histogram(
     "committer_backing_duration_seconds", "Time per call of the store, a batch being one", ["op"], buckets=_SECONDS
 )
-INFLIGHT = Gauge("committer_inflight_rpcs", "Operations being answered")
-INFLIGHT_BY_OP = Gauge("committer_inflight_rpcs_by_op", "Operations being answered, by kind", ["op"])
 CONNECTIONS = Gauge("committer_connections", "Streams of operations that stand")
 REFUSED = Counter("committer_refused", "What was turned away before it reached the store", ["reason"])
 BATCH_SIZE = Histogram("committer_batch_size", "Compare-and-sets per call of the store", buckets=_SIZES)

@@ -143,8 +143,7 @@ class _Stream:
 
     def _offer(self, committer: InProcessConsensus, id_: int, change: pb.CompareAndSetRequest, started: float) -> None:
         """A compare-and-set without a task of its own: there are more of them than of all else together."""
-        metrics.INFLIGHT.inc()
-        _INFLIGHT["compare_and_set"].inc()
+        _SETS.in_flight += 1
         settle = partial(self._settled, id_, started)
         self._offered[id_] = None
         try:
@@ -190,8 +189,7 @@ class _Stream:
 
     async def _answer(self, request: pb.Request, started: float) -> None:
         op = request.WhichOneof("operation") or "unknown"
-        metrics.INFLIGHT.inc()
-        _INFLIGHT[op].inc()
+        metrics.RPC.of[op].in_flight += 1
         response = pb.Response(id=request.id)
         task = asyncio.current_task()
         assert task is not None
@@ -207,10 +205,7 @@ class _Stream:
         self._answered(op, result, started, response)
 
     def _answered(self, op: str, result: str, started: float, response: pb.Response | None) -> None:
-        _INFLIGHT[op].dec()
-        metrics.INFLIGHT.dec()
-        metrics.RPC_TOTAL.labels(op, result).inc()
-        _SECONDS[op].observe(self._clock.monotonic() - started)
+        metrics.RPC.of[op].ended(result, self._clock.monotonic() - started)
         if response is not None:
             self._answers.append(response)
             self._wake.set()
@@ -289,6 +284,4 @@ def _kind(error: Exception) -> str:
     return "determinate" if isinstance(error, Determinate) else "indeterminate"
 
 
-_OPERATIONS = (*metrics.OPERATIONS, "unknown")
-_INFLIGHT = {op: metrics.INFLIGHT_BY_OP.labels(op) for op in _OPERATIONS}
-_SECONDS = {op: metrics.RPC_SECONDS.labels(op) for op in _OPERATIONS}
+_SETS = metrics.RPC.of["compare_and_set"]
