@@ -10,6 +10,7 @@ needs is taken away. It knows nothing of SQL or dataflows.
 from penstock.persist.changelog import Change, Changelog, VersionConflict
 from penstock.persist.client import PersistClient
 from penstock.persist.config import PersistConfig
+from penstock.persist.cursor import SnapshotCursor
 from penstock.persist.errors import (
     BatchTooOld,
     ClientClosed,
@@ -17,12 +18,16 @@ from penstock.persist.errors import (
     CorruptStateError,
     Fenced,
     InvalidUsage,
+    LeaseLost,
     Mismatch,
     ReaderExpired,
     SchemaMismatch,
     SinceError,
+    StatisticsViolated,
 )
 from penstock.persist.file import FileBlob
+from penstock.persist.filter import And, Compare, Filter, IsNull, Not, Opaque, Operator, Or
+from penstock.persist.leased_part import LeasedPart, LeasedStep
 from penstock.persist.listen import Listen, ListenEvent
 from penstock.persist.location import open_blob, open_blob_when_ready, open_consensus
 from penstock.persist.mem import MemBlob, MemConsensus
@@ -30,7 +35,7 @@ from penstock.persist.pubsub import LocalPubSub, PubSub
 from penstock.persist.read import ReadHandle
 from penstock.persist.schema import Evolved, ExpectationMismatch, Incompatible, SchemaId, SchemaVersion
 from penstock.persist.since import SinceHandle
-from penstock.persist.snapshot import Snapshot
+from penstock.persist.snapshot import Snapshot, SnapshotStatistics
 from penstock.persist.sqlite import SqliteConsensus
 from penstock.persist.store import (
     BATCH_MAX,
@@ -58,6 +63,7 @@ from penstock.persist.write import Batch, WriteHandle
 __all__ = [
     "BATCH_MAX",
     "SCAN_ALL",
+    "And",
     "Batch",
     "BatchTooOld",
     "BatchingConsensus",
@@ -66,6 +72,7 @@ __all__ = [
     "Change",
     "Changelog",
     "ClientClosed",
+    "Compare",
     "Consensus",
     "CorruptBlobError",
     "CorruptStateError",
@@ -73,14 +80,23 @@ __all__ = [
     "ExpectationMismatch",
     "Fenced",
     "FileBlob",
+    "Filter",
     "Incompatible",
     "InvalidUsage",
+    "IsNull",
+    "LeaseLost",
+    "LeasedPart",
+    "LeasedStep",
     "Listen",
     "ListenEvent",
     "LocalPubSub",
     "MemBlob",
     "MemConsensus",
     "Mismatch",
+    "Not",
+    "Opaque",
+    "Operator",
+    "Or",
     "PersistClient",
     "PersistConfig",
     "PubSub",
@@ -96,7 +112,10 @@ __all__ = [
     "SinceError",
     "SinceHandle",
     "Snapshot",
+    "SnapshotCursor",
+    "SnapshotStatistics",
     "SqliteConsensus",
+    "StatisticsViolated",
     "StoreFailure",
     "StoreFull",
     "StoreRefused",

@@ -12,6 +12,7 @@ from penstock.persist.collect import remove_all
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, SchemaMismatch
 from penstock.persist.lease import ReaderLease
+from penstock.persist.leased_part import decode_ticket, fetch_leased, shard_of
 from penstock.persist.maintain import Maintenance, Slots
 from penstock.persist.metered import MeteredBlob, MeteredConsensus
 from penstock.persist.partstore import PartStore
@@ -35,7 +36,7 @@ from penstock.persist.state import State
 from penstock.persist.store import Blob, Consensus, ShardId
 from penstock.persist.sweep import Keep, sweep_orphans
 from penstock.persist.write import WriteHandle
-from penstock.runtime import Clock, SystemClock, TaskOwner, random_uuid
+from penstock.runtime import Clock, SystemClock, TaskOwner, Updates, random_uuid
 
 _HEARTBEATS_PER_LEASE = 4
 
@@ -162,6 +163,15 @@ class PersistClient:
             ),
             "evolve_schema",
         )
+
+    async def fetch(self, part: bytes) -> Updates:
+        """The updates of a part that another handle has leased, in this process or another one (`LeasedPart.to_bytes`).
+
+        Raises `LeaseLost` when it is gone because nobody leases it any more, `CorruptBlobError` when it should be
+        there, or the store's error.
+        """
+        ticket = decode_ticket(part)
+        return await fetch_leased(await self._open(shard_of(ticket)), ticket)
 
     async def finalize(self, shard: ShardId) -> None:
         """Drop a shard: all handles on it end, its data is deleted, one small record stays. Idempotent."""

@@ -20,8 +20,9 @@ import structlog
 from penstock.persist import commands
 from penstock.persist.commands import Applied
 from penstock.persist.config import PersistConfig
-from penstock.persist.merge import Merge, memory_of, sorted_and_consolidated, write_run
+from penstock.persist.merge import Merge, sorted_and_consolidated, write_run
 from penstock.persist.parts import encode_inline
+from penstock.persist.partstore import memory_of
 from penstock.persist.schema import SchemaId, SchemaVersion
 from penstock.persist.shard import Shard
 from penstock.persist.state import HollowPart, LinkedBatch, Part, State

@@ -12,6 +12,13 @@ class PersistConfig:
     * `inline_bytes`: a part whose encoding is at most this lives in the state instead of a blob.
     * `inline_total_bytes`: once the state of a shard holds this much, further parts go to blobs.
     * `part_bytes`: target size of a part in memory, before encoding.
+    * `stats_bytes`: statistics of one part in the state, at most; 0 for none. `stats_from_bytes`: smaller
+      parts (in memory) have none: they would cost a twentieth of an append, and compaction soon makes them larger.
+      `stats_audit_percent`: of the parts
+      that a filter discards by their statistics, so many in a hundred are read all the same, to be sure.
+    * `prefetch_bytes`: decoded parts that one snapshot fetches ahead of its reader; one part at least.
+    * `snapshot_memory_bytes`: decoded updates that a snapshot cursor holds before it puts them on the disk, in
+      `spill_directory` (None: where the system has its temporary files).
     * `uploads`: parts encoded and uploaded at a time by one write.
     * `compaction_fan_in`: so many batches of one size class become one of the next.
     * `compaction_memory_bytes`: memory of one compaction, its copies of decoded updates included; two parts are
@@ -39,6 +46,12 @@ class PersistConfig:
     inline_bytes: int = 32 * 1024
     inline_total_bytes: int = 1024 * 1024
     part_bytes: int = 32 * 1024 * 1024
+    stats_bytes: int = 1024
+    stats_from_bytes: int = 256 * 1024
+    stats_audit_percent: int = 0
+    prefetch_bytes: int = 128 * 1024 * 1024
+    snapshot_memory_bytes: int = 256 * 1024 * 1024
+    spill_directory: str | None = None
     uploads: int = 3
     compaction_fan_in: int = 8
     compaction_memory_bytes: int = 256 * 1024 * 1024

@@ -46,6 +46,37 @@ class ReaderExpired(PenstockError):
         self.reader = reader
 
 
+class LeaseLost(PenstockError):
+    """A part that was handed on for fetching is gone, and so is the lease that kept it: it came too late, or whoever
+    leased it has expired. Begin the read anew.
+    """
+
+    sqlstate = "55000"
+
+    def __init__(self, shard: str, reader: str, key: str) -> None:
+        super().__init__(
+            f"part {key} of shard {shard} is gone: reader {reader} has expired, or has returned its lease on the part"
+        )
+        self.shard = shard
+        self.reader = reader
+
+
+class StatisticsViolated(PenstockError):
+    """A part has rows that pass a filter, although its statistics say that it has none. Reads with filters cannot be
+    trusted for this part.
+    """
+
+    sqlstate = "XX001"
+
+    def __init__(self, shard: str, key: str, filter_: object, rows: int) -> None:
+        super().__init__(
+            f"part {key} of shard {shard} was left out by its statistics, but {rows} of its rows pass the filter "
+            f"{filter_}. This is a defect of Penstock: report it with the part; read without filters until then"
+        )
+        self.shard = shard
+        self.key = key
+
+
 class CorruptBlobError(PenstockError):
     """A stored part or rollup is missing or damaged. Only this shard is affected."""
 

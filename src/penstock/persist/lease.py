@@ -101,6 +101,11 @@ class ReaderLease:
         self._leases[state.seqno] += 1
         return SeqNo(state.seqno)
 
+    def take_again(self, seqno: SeqNo) -> None:
+        """One more lease on a version that is leased."""
+        assert self._leases[seqno] > 0, f"version {seqno} of {self.id} is not leased"
+        self._leases[seqno] += 1
+
     def give_back(self, seqno: SeqNo) -> None:
         self._leases[seqno] -= 1
         if self._leases[seqno] <= 0:

@@ -14,7 +14,8 @@ from penstock.persist import fetching
 from penstock.persist.errors import InvalidUsage, SinceError
 from penstock.persist.fetching import fetch_group
 from penstock.persist.lease import Pin, ReaderLease
-from penstock.persist.partstore import Located
+from penstock.persist.leased_part import LeasedPart, LeasedStep
+from penstock.persist.partstore import Located, memory_of
 from penstock.persist.snapshot import Snapshot
 from penstock.persist.store import SeqNo, ShardId
 from penstock.runtime import DONE, ExternalError, Frontier, InternalError, Timestamp, Updates, step_back
@@ -138,6 +139,33 @@ class Listen(EventStream):
         self._advance(progress)
         return ListenEvent(updates, progress)
 
+    async def next_parts(self) -> LeasedStep:
+        """Instead of the next event, what it is made of: parts that can be fetched elsewhere, each with a lease.
+
+        Waits like the next event. Raises `StopAsyncIteration` after the progress `DONE`, `InvalidUsage` when the
+        listen was closed or events that share one version have been read in part.
+        """
+        if self._closed or self._groups or not isinstance(self._snapshot, Snapshot | None):
+            raise InvalidUsage(f"parts of a listen on {self._shard} were asked for between events, or after its end")
+        if self._snapshot is not None:
+            parts = await self._snapshot.leased_parts()
+            self._snapshot = None
+            return LeasedStep(parts, self._frontier)
+        if self._frontier == DONE:
+            await self.aclose()
+            raise StopAsyncIteration
+        await self._plan()
+        parts = [
+            LeasedPart(self._lease, self._seqno, located, self._schema, lower=self._from)
+            for group, _ in self._groups
+            for located in group
+            if self._seqno is not None
+        ]
+        progress = self._groups[-1][1]
+        self._groups.clear()
+        self._advance(progress)
+        return LeasedStep(parts, progress)
+
     def _let_go(self) -> None:
         if self._seqno is not None:
             self._lease.give_back(self._seqno)
@@ -154,7 +182,7 @@ class Listen(EventStream):
             raise SinceError(lease.id, step_back(frontier), DONE)
         lease.check_live(state)
         parts: list[Located] = []
-        rows, progress = 0, frontier
+        rows, nbytes, progress = 0, 0, frontier
         for position, batch in enumerate(state.batches):
             upper = state.batch_upper(position)
             if upper <= frontier:
@@ -167,11 +195,13 @@ class Listen(EventStream):
             for index, part in enumerate(batch.parts):
                 if part.time_max < frontier:
                     continue
-                if rows and rows + part.rows > fetching.GROUP_ROWS:
+                memory = memory_of(part)
+                if rows and (rows + part.rows > fetching.GROUP_ROWS or nbytes + memory > fetching.GROUP_BYTES):
                     self._groups.append((parts, progress))
-                    parts, rows = [], 0
+                    parts, rows, nbytes = [], 0, 0
                 parts.append((batch.id, index, part))
                 rows += part.rows
+                nbytes += memory
             progress = upper
         self._groups.append((parts, Frontier(state.upper)))
         self._from = frontier

@@ -18,16 +18,14 @@ from msgspec.structs import replace
 
 from penstock.persist import metrics
 from penstock.persist.order import Keys
-from penstock.persist.partstore import Located, PartStore
+from penstock.persist.partstore import Located, PartStore, memory_of
 from penstock.persist.schema import SchemaId, SchemaVersion
 from penstock.persist.shard import Shard
-from penstock.persist.state import HollowPart, LinkedBatch, Part
+from penstock.persist.state import HollowPart, LinkedBatch
 from penstock.persist.store import ShardId
 from penstock.runtime import Frontier, Timestamp, Updates
 from penstock.runtime.updates import consolidated_indices, take_rows
 
-_DECODED_PER_ENCODED = 4
-"""Guess for parts that do not say how large they are in memory."""
 _OUTPUTS_IN_MEMORY = 16
 """The output parts are this fraction of the bound; two of them are reserved for what is being written."""
 _COPIES = 3
@@ -97,13 +95,6 @@ def runs_of(batches: Sequence[LinkedBatch], schema: SchemaId) -> list[Run]:
     if inline:
         runs.append(Run(deque([inline]), sum(memory_of(part) for _, _, part in inline)))
     return runs
-
-
-def memory_of(part: Part) -> int:
-    """Bytes of the decoded `part`, by its own account or guessed."""
-    if isinstance(part, HollowPart):
-        return part.memory or _DECODED_PER_ENCODED * part.size
-    return part.raw_size or len(part.data)
 
 
 def grouped(runs: Sequence[Run], memory_bytes: int) -> list[list[Run]]:

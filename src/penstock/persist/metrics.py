@@ -128,6 +128,14 @@ SWEPT_BLOBS = Counter("persist_swept_blobs_total", "Blobs deleted because nothin
 SWEEPS = Counter("persist_sweeps_total", "Shards that were swept.", ["outcome"])
 """`outcome`: done, failed."""
 
+READ_PARTS = Counter("persist_read_parts_total", "Parts of snapshots, by what was done with them.", ["outcome"])
+"""`outcome`: fetched, filtered (left out by their statistics), audited (left out, but read to be sure), counted (their
+rows were asked for the number only, which the state has)."""
+
+READ_PART_BYTES = Counter("persist_read_part_bytes_total", "Encoded bytes of parts of snapshots.", ["outcome"])
+
+SPILLED_BYTES = Counter("persist_spilled_bytes_total", "Bytes of snapshots that were put on the disk to be sorted out.")
+
 READERS_EXPIRED = Counter("persist_readers_expired_total", "Readers of this process that lost their lease.")
 
 OBJECT_HEADS = Counter("persist_object_heads_total", "Heads asked of an object store that keeps consensus.", ["result"])

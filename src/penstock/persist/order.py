@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from penstock.persist.statistics import is_bytes
 from penstock.runtime import Updates, hash_columns
 
 U64 = npt.NDArray[np.uint64]
@@ -93,16 +94,6 @@ def leading_words(column: pa.Array) -> U64:
         return np.zeros(len(column), dtype=np.uint64)
     words[column.is_null().to_numpy(zero_copy_only=False)] = 0
     return words
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    """Whether values of `kind` are strings of characters or bytes."""
-    return bool(
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-    )
 
 
 def _first_bytes(column: pa.Array) -> U64:

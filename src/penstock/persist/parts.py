@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from penstock.persist.schema import FIRST_SCHEMA, SchemaId, selected
 from penstock.persist.state import HollowPart, InlinePart
+from penstock.persist.statistics import bounds_of_arrays, bounds_of_parquet, encode_statistics
 from penstock.runtime import Updates, conform
 from penstock.runtime.updates import with_row_count
 
@@ -58,25 +59,33 @@ def decode_inline(part: InlinePart, schema: pa.Schema) -> Updates:
     return _from_stored(pa.ipc.read_record_batch(data, _stored_schema(schema)), schema)
 
 
-def encode_object(updates: Updates, key: str, schema: SchemaId = FIRST_SCHEMA) -> tuple[bytes, HollowPart]:
-    """`updates`, whose schema has that number in the shard, as the blob `key`, with its description."""
+def encode_object(
+    updates: Updates, key: str, schema: SchemaId = FIRST_SCHEMA, stats_bytes: int = 0
+) -> tuple[bytes, HollowPart]:
+    """`updates`, whose schema has that number in the shard, as the blob `key`, with its description.
+
+    `stats_bytes`: limit of the statistics in the description, 0 for none.
+    """
     batch = _stored_batch(updates)
     sink = pa.BufferOutputStream()
     if all(_fits_parquet(field.type) for field in updates.schema):
         format_ = PARQUET
-        table = pa.Table.from_batches([batch])
+        metadata: list[Any] = []
         pq.write_table(
-            table,
+            pa.Table.from_batches([batch]),
             sink,
             row_group_size=_ROW_GROUP_ROWS,
             **_encodings(batch.schema),
             write_statistics=[TIME, *_stored_names(updates.schema)],
+            metadata_collector=metadata,
         )
+        bounds = bounds_of_parquet(updates.rows, metadata[0]) if stats_bytes else []
     else:
         format_ = IPC
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with pa.ipc.new_file(sink, batch.schema, options=options) as writer:
             writer.write_batch(batch)
+        bounds = bounds_of_arrays(updates.rows) if stats_bytes else []
     data = sink.getvalue().to_pybytes()
     rows, diff_sum, time_min, time_max = _summary(updates)
     part = HollowPart(
@@ -90,6 +99,7 @@ def encode_object(updates: Updates, key: str, schema: SchemaId = FIRST_SCHEMA) -
         time_max,
         memory=updates.nbytes,
         schema=schema,
+        stats=encode_statistics(updates.rows, bounds, stats_bytes) if stats_bytes else b"",
     )
     return data, part
 

@@ -26,6 +26,8 @@ _CACHED_PART_BYTES_MAX = 4 * 1024 * 1024
 _OBJECT_BYTES = 1024
 _PIECE_BYTES_MIN = 8 * 1024 * 1024
 """Half a tenth of a second of encoding; smaller parts cost their readers more than they save their writer."""
+_DECODED_PER_ENCODED = 4
+"""Guess for parts that do not say how large they are in memory."""
 _DELETES = 32
 """Blobs deleted at a time."""
 
@@ -84,7 +86,8 @@ class PartStore:
         written: dict[int, HollowPart],
     ) -> None:
         key = f"{owner}/{new_part_name(self._clock.now_ms(), index)}"
-        data, part = await self.run(lambda: encode_object(updates, key, schema))
+        stats_bytes = self.config.stats_bytes if updates.nbytes >= self.config.stats_from_bytes else 0
+        data, part = await self.run(lambda: encode_object(updates, key, schema, stats_bytes))
         await self._patiently(lambda: self.blob.set(f"{shard}/{key}", data), f"write part {key} of {shard}")
         metrics.PART_BYTES.labels("written").inc(len(data))
         written[index] = part
@@ -171,6 +174,13 @@ class PartStore:
 
     async def _patiently(self, operation: Callable[[], Awaitable[T]], what: str) -> T:
         return await patiently(operation, self._clock, self.config.store_retry_ms, what)
+
+
+def memory_of(part: Part) -> int:
+    """Bytes of the decoded `part`, by its own account or guessed."""
+    if isinstance(part, HollowPart):
+        return part.memory or _DECODED_PER_ENCODED * part.size
+    return part.raw_size or len(part.data)
 
 
 def migrated(updates: Updates, written: pa.Schema, wanted: pa.Schema) -> Updates:

@@ -143,6 +143,11 @@ def selected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
     return pa.schema([schema.field(index) for index in indices])
 
 
+def column_sources(written: pa.Schema, wanted: pa.Schema) -> list[int | None]:
+    """For each column of `wanted` the position where it was written, None where it was not."""
+    return _sources(written.names, wanted.names)
+
+
 def describe(schema: pa.Schema) -> str:
     """`schema` for people."""
     return ", ".join(f"{field.name} {field.type}" for field in schema)

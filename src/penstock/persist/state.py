@@ -29,6 +29,7 @@ class HollowPart(msgspec.Struct, frozen=True, array_like=True, tag="h"):
 
     `run`: 0 for a part in no order; the parts of a batch with the same number beyond 0 are one run, sorted as
     `order` says. `memory`: bytes when decoded, 0 for unknown. `schema`: number of the schema it was written with.
+    `stats`: as `statistics` encodes them.
     """
 
     key: str
@@ -42,6 +43,7 @@ class HollowPart(msgspec.Struct, frozen=True, array_like=True, tag="h"):
     run: int = 0
     memory: int = 0
     schema: int = 0
+    stats: bytes = b""
 
 
 class InlinePart(msgspec.Struct, frozen=True, array_like=True, tag="i"):

@@ -180,7 +180,7 @@ def test_the_log_stays_small() -> None:
                     largest = max(largest, len(state.batches))
                 assert sum(len(writer._log.unapplied(shard)) for shard in (a, b)) <= 4
                 assert len(writer._tidy) <= 4
-            assert largest < 40
+            assert largest < 80  # a few of each size class, and what comes while a compaction is under way
             reader = await c.client().open_reader(c.txns, TXNS_SCHEMA, purpose="test")
             held = 0
             async for updates in reader.snapshot(Timestamp(599)):

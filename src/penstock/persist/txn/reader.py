@@ -16,8 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from penstock.persist.client import PersistClient
+from penstock.persist.cursor import SnapshotCursor
+from penstock.persist.fetching import Selection
+from penstock.persist.filter import Filter
 from penstock.persist.read import ReadHandle
 from penstock.persist.schema import selected
+from penstock.persist.snapshot import Count, Snapshot, total
 from penstock.persist.state import Part
 from penstock.persist.store import ShardId
 from penstock.persist.txn.direct import fetch_part
@@ -116,9 +120,25 @@ class TxnsReadHandle:
             return self.upper
         return await self.inner.wait_for_upper_past(frontier)
 
-    def snapshot(self, as_of: Timestamp, *, columns: Sequence[str] | None = None) -> TxnsSnapshot:
+    def snapshot(
+        self, as_of: Timestamp, *, columns: Sequence[str] | None = None, filter_: Filter | None = None
+    ) -> TxnsSnapshot:
         """Like `ReadHandle.snapshot`: waits until the logical upper is past `as_of`. Writes nothing."""
-        return TxnsSnapshot(self, as_of, columns)
+        stored = self.inner.snapshot(as_of, columns=columns, filter_=filter_)
+        return TxnsSnapshot(self, as_of, stored, selected(self.schema, columns))
+
+    def snapshot_cursor(
+        self, as_of: Timestamp, *, columns: Sequence[str] | None = None, filter_: Filter | None = None
+    ) -> SnapshotCursor:
+        """Like `ReadHandle.snapshot_cursor`."""
+        return SnapshotCursor(self.snapshot(as_of, columns=columns, filter_=filter_), self.inner.lease.shard.parts)
+
+    async def count(self, as_of: Timestamp) -> int:
+        """Like `ReadHandle.count`."""
+        counting = Count(self.inner.lease, Selection(self.schema, []), as_of)
+        snapshot = await TxnsSnapshot(self, as_of, counting, self.schema)
+        fresh = sum(part.diff_sum for part in snapshot.take_fresh())
+        return fresh + await total(counting)
 
     async def listen(self, as_of: Timestamp) -> TxnsListen:
         """Like `ReadHandle.listen`: all updates after `as_of`, and progress with every commit to any table."""
@@ -128,8 +148,7 @@ class TxnsReadHandle:
     async def subscribe(self, as_of: Timestamp) -> TxnsListen:
         """Like `ReadHandle.subscribe`: the snapshot at `as_of`, then a listen."""
         self.inner.lease.check_readable(as_of)
-        snapshot = TxnsSnapshot(self, as_of, None)
-        return TxnsListen(self.inner, self.log, as_of, self.opened_at, snapshot)
+        return TxnsListen(self.inner, self.log, as_of, self.opened_at, self.snapshot(as_of))
 
     async def downgrade_since(self, since: Frontier) -> None:
         """Like `ReadHandle.downgrade_since`."""
@@ -143,11 +162,11 @@ class TxnsReadHandle:
 class TxnsSnapshot:
     """See `TxnsReadHandle.snapshot`. An async iterator; `aclose` releases what an unfinished one holds."""
 
-    def __init__(self, handle: TxnsReadHandle, as_of: Timestamp, columns: Sequence[str] | None) -> None:
+    def __init__(self, handle: TxnsReadHandle, as_of: Timestamp, stored: Snapshot, wanted: pa.Schema) -> None:
         self._handle = handle
         self._as_of = as_of
-        self._schema = selected(handle.schema, columns)
-        self._stored = handle.inner.snapshot(as_of, columns=columns)
+        self._wanted = wanted
+        self._stored = stored
         self._writes: list[Write] | None = None
         """What the log held when it was asked; the version of the shard that is read is at least as new."""
         self._fresh: deque[Part] | None = None
@@ -163,7 +182,7 @@ class TxnsSnapshot:
         await self._open()
         assert self._fresh is not None
         if self._fresh:
-            updates = await fetch_part(self._handle.inner.lease, self._fresh[0], self._schema)
+            updates = await fetch_part(self._handle.inner.lease, self._fresh[0], self._wanted)
             self._fresh.popleft()
             times = np.full(len(updates), self._as_of, dtype=np.uint64)
             return Updates(updates.rows, times, updates.diffs)
@@ -173,6 +192,11 @@ class TxnsSnapshot:
     def exhausted(self) -> bool:
         """Whether nothing is left to be fetched."""
         return not self._fresh and self._stored.exhausted
+
+    def take_fresh(self) -> list[Part]:
+        """The parts of this opened snapshot that are not in the shard yet, for whoever reads the rest elsewhere."""
+        taken, self._fresh = list(self._fresh or ()), deque()
+        return taken
 
     async def aclose(self) -> None:
         """Stop fetching and release what is held. May be called twice."""
