@@ -67,6 +67,7 @@ class Environment:
         self.replicas = [ReplicaId(f"r{number}") for number in range(1, replicas + 1)]
         self.shards: dict[str, WriteHandle] = {}
         self.tables: set[str] = set()
+        self._killed: dict[ReplicaId, int] = {}
 
     async def __aenter__(self) -> Environment:
         self.consensus = InProcessConsensus(SqliteConsensus(str(self.directory / "consensus.sqlite")))
@@ -207,9 +208,20 @@ class Environment:
         await self.until(lambda: self.storage.frontiers(GlobalId(id_)).upper >= upper)
 
     async def kill(self, replica: ReplicaId = REPLICA) -> None:
-        """SIGKILL, as from nowhere."""
-        await self.until(lambda: replica in self.orchestrator.pids())
-        os.kill(self.orchestrator.pids()[replica], signal.SIGKILL)
+        """SIGKILL, as from nowhere; first waits until the process after the one that was killed last runs."""
+
+        def killed() -> bool:
+            pid = self.orchestrator.pids().get(replica)
+            if pid is None or pid == self._killed.get(replica):
+                return False  # dead already: the orchestrator has not heard of its end, or waits before the next
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return False  # it ended by itself, which is not heard of either
+            self._killed[replica] = pid
+            return True
+
+        await self.until(killed)
 
 
 def copy_of(input_: str) -> Rel:
