@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
+import structlog
 
 from penstock.committer import CommitterServer, InProcessConsensus, RpcPubSub, metrics
 from penstock.committer import committer_pb2 as pb
@@ -170,6 +171,11 @@ def test_many_subscriptions_and_a_burst_arrive(tmp_path: Path) -> None:
 
 
 def test_a_client_that_sends_garbage_loses_only_its_own_stream(tmp_path: Path) -> None:
+    """It is told why and counted, and the log says so once per peer."""
+
+    def refused(reason: str) -> float:
+        return metrics.REFUSED.labels(reason)._value.get()
+
     async def main() -> None:
         address, local = f"unix:{tmp_path}/c", LocalPubSub()
         async with serving(address, local) as server:
@@ -177,26 +183,33 @@ def test_a_client_that_sends_garbage_loses_only_its_own_stream(tmp_path: Path) -
             seen: list[Versioned] = []
             client.subscribe(S, seen.append)
             await until(follows(server, S))
+            before = {reason: refused(reason) for reason in ("garbage", "invalid")}
             async with grpc.aio.insecure_channel(address) as channel:
-                for message in (
+                stream = channel.stream_stream("/penstock.committer.PubSub/Stream")
+                invalid = [
                     pb.ClientMessage(subscribe=[""]),
                     pb.ClientMessage(diffs=[pb.PushDiff(shard=S, version=pb.Version(seqno=2**64 - 1))]),
                     pb.ClientMessage(diffs=[pb.PushDiff(shard="k" * 5_000)]),
-                ):
-                    call = pb_grpc.PubSubStub(channel).Stream()  # type: ignore[no-untyped-call]
-                    assert await call.read() == pb.ServerMessage()
+                ]
+                for message in (*(message.SerializeToString() for message in invalid), b"\xff\xff not a message"):
+                    call = stream()
+                    assert await call.read() == b""
                     await call.write(message)
-                    assert await call.read() is grpc.aio.EOF
+                    assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
                 call = pb_grpc.PubSubStub(channel).Stream()  # type: ignore[no-untyped-call]
                 await call.write(pb.ClientMessage(subscribe=[S]))
                 await until(follows(server, S, 2))
                 call.cancel()
+            assert refused("invalid") - before["invalid"] == len(invalid)
+            assert refused("garbage") - before["garbage"] == 1
             local.publish(S, version(1))
             await until(lambda: seen)
             assert seen == [version(1)]
             await client.close()
 
-    asyncio.run(main())
+    with structlog.testing.capture_logs() as logs:
+        asyncio.run(main())
+    assert [log["reason"] for log in logs if log["event"] == "refused"] == ["invalid", "garbage"]
 
 
 def test_a_queue_drops_the_oldest_and_counts() -> None:

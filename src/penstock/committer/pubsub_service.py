@@ -13,6 +13,7 @@ from functools import partial
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from penstock.committer import committer_pb2 as pb
 from penstock.committer import committer_pb2_grpc as pb_grpc
@@ -52,6 +53,10 @@ class PubSubService(pb_grpc.PubSubServicer):
         finally:
             self._connections.discard(connection)
             metrics.PUBSUB_CONNECTIONS.dec()
+        if connection.refusal is not None:
+            reason, why = connection.refusal
+            self._peers.refused(context.peer(), reason, why)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, why)
 
     def close(self) -> None:
         """End all streams; the clients will look for the next server."""
@@ -75,6 +80,8 @@ class _Connection:
         self._wake = asyncio.Event()
         self._greet_wake = asyncio.Event()
         self._ended = asyncio.Event()
+        self.refusal: tuple[str, str] | None = None
+        """Why the stream was given up, in a word and in full: what came over it cannot be."""
 
     def end(self) -> None:
         self._ended.set()
@@ -102,16 +109,21 @@ class _Connection:
                     _log.debug("a pub-sub stream ended", error=repr(result))
 
     async def _receive(self, context: grpc.aio.ServicerContext) -> None:
-        while True:
-            message = await context.read()
-            if message is grpc.aio.EOF:
-                return
-            for shard in message.unsubscribe:
-                self._unfollow(ShardId(shard))
-            for shard in message.subscribe:
-                self._follow(ShardId(shard))
-            for diff in message.diffs:
-                self._publish(diff)
+        try:
+            while (message := await context.read()) is not grpc.aio.EOF:
+                self._take(message)
+        except DecodeError as error:
+            self.refusal = "garbage", f"not a message of this service: {error}"
+        except wire.InvalidRequest as error:
+            self.refusal = "invalid", str(error)
+
+    def _take(self, message: pb.ClientMessage) -> None:
+        for shard in message.unsubscribe:
+            self._unfollow(ShardId(shard))
+        for shard in message.subscribe:
+            self._follow(ShardId(shard))
+        for diff in message.diffs:
+            self._publish(diff)
 
     def _follow(self, shard: ShardId) -> None:
         if shard in self._unsubscribe:
