@@ -85,6 +85,10 @@ class Server:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return [int(pid) for pid in children.read_text().split()] if children.exists() else []
 
+    def logs(self) -> list[Path]:
+        """Where the server and its replicas write their logs."""
+        return [self.log, *(Path(f"/proc/{pid}/fd/2").resolve() for pid in self.replica_pids())]
+
     def connect(self, *, autocommit: bool = True) -> psycopg.Connection:
         return psycopg.connect(
             host="127.0.0.1", port=self.port, user="materialize", dbname="materialize", autocommit=autocommit

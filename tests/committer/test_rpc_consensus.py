@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import structlog
 
 from penstock.committer import AddressError, CommitterServer, InProcessConsensus, InvalidRequest, RpcConsensus, metrics
 from penstock.committer import committer_pb2 as pb
@@ -115,6 +116,31 @@ def test_a_restarted_server_is_found_again(tmp_path: Path) -> None:
         await client.close()
 
     asyncio.run(main())
+
+
+def test_the_client_says_once_where_it_dials_and_each_time_that_it_lost_or_found_the_committer(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/c"
+
+    async def main() -> list[str]:
+        store, client = MemConsensus(), RpcConsensus(address, timeout_s=20.0)
+        with structlog.testing.capture_logs() as logs:
+
+            def said() -> list[str]:
+                return [log["event"] for log in logs if log.get("target") == address or "connecting" in log["event"]]
+
+            for round_ in (1, 2):
+                async with serving(store, address):
+                    await client.head("s")
+                    await client.list_keys()  # over the other stream
+                async with asyncio.timeout(20):
+                    while said().count("no connection to the committer") < round_:  # noqa: ASYNC110
+                        await asyncio.sleep(0.001)
+            await client.close()
+            return said()
+
+    said = asyncio.run(main())
+    assert said[:3] == [f"connecting to the committer: {address}", "connected", "no connection to the committer"]
+    assert set(said[3:]) == {"connected to the committer again", "no connection to the committer"}
 
 
 def test_no_server_is_indeterminate_after_the_deadline(tmp_path: Path) -> None:

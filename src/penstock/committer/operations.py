@@ -81,9 +81,11 @@ class ConnectionLog:
         self._once("lost", lambda: _log.info("no connection to the committer", target=self._target, cause=cause))
 
     def found(self) -> None:
-        """A stream stands: the next loss is news."""
+        """A stream stands: that is news after a loss, and the next loss will be."""
         self.connected()
-        self._told.discard("lost")
+        if "lost" in self._told:
+            self._told.discard("lost")
+            _log.info("connected to the committer again", target=self._target)
 
     def _once(self, fact: str, tell: Callable[[], None]) -> None:
         if fact not in self._told:
