@@ -254,7 +254,9 @@ async def _host_committer(config: EnvironmentConfig, clock: Clock, stack: AsyncE
 
 
 async def _dial_committer(config: EnvironmentConfig, clock: Clock, stack: AsyncExitStack) -> _WayToConsensus:
-    """A committer that somebody else runs. It outlives this process, and so do the replicas' reads and writes."""
+    """A committer that somebody else runs. It outlives this process; so do the reads and writes of all who dial it, but
+    for the replicas that this process starts, which end with it.
+    """
     target = config.external_committer
     try:
         credentials = config.committer_credentials.load()
