@@ -29,6 +29,10 @@ _EXACT_TYPES = frozenset(
 """Types of which a value has one spelling as far as Arrow reads it: ``'A0EE…'::uuid`` equals its lower-case form."""
 _ROW_BY_ROW = frozenset(["expressions", "from", "from_", "where"])
 """The clauses of a SELECT that answers for each row by itself."""
+_PLAIN_TABLE = frozenset(["this", "db", "catalog", "alias"])
+"""What may be said of a relation in FROM without changing what its rows are."""
+_CUTTING_TYPES = frozenset(exp.DataType.Type[name] for name in ("CHAR", "NCHAR", "BPCHAR", "NAME"))
+"""Types that are of a certain length without saying so."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,10 @@ class Lookup:
         where = tree.args.get("where")
         if source is None or where is None or not isinstance(source.this, exp.Table):
             return None
-        if tree.find(exp.Subquery, exp.With, exp.SetOperation):
-            return None
+        if {name for name, value in source.this.args.items() if value} - _PLAIN_TABLE or source.this.alias_column_names:
+            return None  # its columns go by other names, or its rows are not all
+        if any(query is not tree for query in tree.find_all(exp.Query, exp.With)):
+            return None  # what the condition says of its own relation is not said of those of EXISTS (SELECT ...)
         given = {name for name, value in tree.args.items() if value}
         selected = tuple(tree.expressions) if given <= _ROW_BY_ROW else None
         return Lookup(source.this.alias_or_name.lower(), where.this, parameters, selected)
@@ -226,11 +232,14 @@ def _conjuncts(term: exp.Expression) -> list[exp.Expression]:
 
 
 def _bare(term: exp.Expression) -> exp.Expression:
-    """Without parentheses, and a parameter without the cast that only gives it its type."""
+    """Without parentheses, and a parameter without a cast that gives it its type but cuts or rounds nothing."""
     term = term.unnest()
-    if isinstance(term, exp.Cast) and isinstance(term.this, exp.Parameter):
-        return term.this
-    return term
+    if not isinstance(term, exp.Cast) or not isinstance(term.this, exp.Parameter):
+        return term
+    to = term.to
+    while to.this is exp.DataType.Type.ARRAY and to.expressions and isinstance(to.expressions[0], exp.DataType):
+        to = to.expressions[0]
+    return term if to.expressions or to.this in _CUTTING_TYPES else term.this
 
 
 def _literal(value: exp.Expression) -> str | None:
