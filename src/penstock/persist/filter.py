@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,10 +135,7 @@ def _judge(filter_: Filter, leaves: _OfStatistics | _OfRows) -> _Possible:
             possible = _judge(part, leaves)
             return possible._replace(true=possible.false, false=possible.true)
         case And(parts):
-            outcome = _TRUE
-            for part in parts:
-                outcome = _and(outcome, _judge(part, leaves))
-            return outcome
+            return reduce(_and, [_judge(part, leaves) for part in parts]) if parts else _TRUE
         case Or(parts):
             negated: Filter = And(tuple(Not(part) for part in parts))
             return _judge(Not(negated), leaves)
@@ -231,16 +229,11 @@ class _OfRows:
             return _ANYTHING
         if literal is None:
             return _NULL
-        below, above = _sides(values, literal)
-        equal = ~(below | above)
-        true = {
-            Operator.EQ: equal,
-            Operator.NE: below | above,
-            Operator.LT: below,
-            Operator.LE: below | equal,
-            Operator.GT: above,
-            Operator.GE: above | equal,
-        }[operator]
+        true = (
+            _floats_true(operator, values, literal) if isinstance(literal, float) else _true(operator, values, literal)
+        )
+        if not values.null_count:
+            return _Possible(true, ~true, False, False)
         null = _flags(values.is_null())
         return _Possible(true & ~null, ~true & ~null, null, False)
 
@@ -249,19 +242,47 @@ class _OfRows:
         return _Possible(null, ~null, False, False)
 
 
-def _sides(values: pa.Array, literal: Any) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """(which values are less than `literal`, which are greater), NaN being the greatest of floats; any for NULL."""
-    if not isinstance(literal, float):
-        return _flags(pc.less(values, literal)), _flags(pc.greater(values, literal))
+_KERNELS: dict[Operator, Callable[[pa.Array, pa.Scalar], pa.Array]] = {
+    Operator.EQ: pc.equal,
+    Operator.NE: pc.not_equal,
+    Operator.LT: pc.less,
+    Operator.LE: pc.less_equal,
+    Operator.GT: pc.greater,
+    Operator.GE: pc.greater_equal,
+}
+
+
+def _true(operator: Operator, values: pa.Array, literal: pa.Scalar) -> npt.NDArray[np.bool_]:
+    """Where ``values operator literal`` is true, for values of any type but floats."""
+    return _flags(_KERNELS[operator](values, literal))
+
+
+def _floats_true(operator: Operator, values: pa.Array, literal: float) -> npt.NDArray[np.bool_]:
+    """Likewise for floats, NaN being the greatest and equal to itself; anything for NULL."""
     numbers = values.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False)
     nan = np.isnan(numbers)
     if math.isnan(literal):
-        return ~nan, np.zeros(len(numbers), dtype=bool)
-    return numbers < literal, (numbers > literal) | nan
+        below, above = ~nan, np.zeros(len(numbers), dtype=bool)
+    else:
+        below, above = numbers < literal, (numbers > literal) | nan
+    match operator:
+        case Operator.EQ:
+            return ~(below | above)
+        case Operator.NE:
+            return below | above
+        case Operator.LT:
+            return below
+        case Operator.LE:
+            return ~above
+        case Operator.GT:
+            return above
+        case Operator.GE:
+            return ~below
 
 
 def _flags(flags: pa.Array) -> npt.NDArray[np.bool_]:
-    return np.asarray(flags.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
+    known = flags.fill_null(False) if flags.null_count else flags
+    return np.asarray(known.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 _NO_LITERAL = object()
