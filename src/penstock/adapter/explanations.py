@@ -85,7 +85,10 @@ class Explanations:
         for source in sources:
             name = ".".join(source.item.name)
             if source.index is None:
-                lines.append(f"Source {name} ({source.item.id}): read from its shard")
+                comparisons = lookup.comparisons(source.item) if lookup is not None else ()
+                which = " and ".join(f"{one.column} {one.operator} {one.value}" for one in comparisons)
+                parts = f", the parts that may have rows with {which}" if which else ""
+                lines.append(f"Source {name} ({source.item.id}): read from its shard{parts}")
                 continue
             keys = self._c.reads.keys(source, lookup)
             how = f"lookup of {keys.num_rows} key(s)" if keys is not None else "full scan"

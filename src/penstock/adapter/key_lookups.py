@@ -1,4 +1,4 @@
-"""Which keys of an index a statement can be interested in, where its WHERE clause fixes them.
+"""Which keys of an index, or which rows of a shard, a statement can be interested in, by what its WHERE clause says.
 
 A narrowing at least: where the query runs with its whole filter over the rows that were found, the answer may name
 keys too many, never too few, and where anything is unclear there is no answer. Where the keys say all that the filter
@@ -11,13 +11,14 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 from sqlglot import exp
 
+from penstock.control import Comparison
 from penstock.sql import QueryPlan
 from penstock.sql import statements as ast
 from penstock.sql.items import CatalogItem
@@ -27,12 +28,25 @@ _EXACT_TYPES = frozenset(
     ["smallint", "integer", "bigint", "uint2", "uint4", "uint8", "numeric", "date", "text", "character varying"]
 )
 """Types of which a value has one spelling as far as Arrow reads it: ``'A0EE…'::uuid`` equals its lower-case form."""
+_ORDERED_TYPES = _EXACT_TYPES | {"timestamp without time zone"}
+"""Types whose values Arrow reads and orders as SQL does."""
+_OPERATORS: dict[type[exp.Expression], tuple[str, str]] = {
+    exp.EQ: ("=", "="),
+    exp.NEQ: ("<>", "<>"),
+    exp.LT: ("<", ">"),
+    exp.LTE: ("<=", ">="),
+    exp.GT: (">", "<"),
+    exp.GTE: (">=", "<="),
+}
+"""How a comparison reads from its left side and from its right one."""
 _ROW_BY_ROW = frozenset(["expressions", "from", "from_", "where"])
 """The clauses of a SELECT that answers for each row by itself."""
 _PLAIN_TABLE = frozenset(["this", "db", "catalog", "alias"])
 """What may be said of a relation in FROM without changing what its rows are."""
 _CUTTING_TYPES = frozenset(exp.DataType.Type[name] for name in ("CHAR", "NCHAR", "BPCHAR", "NAME"))
 """Types that are of a certain length without saying so."""
+_TYPED_LITERALS = {exp.DataType.Type.DATE: "date", exp.DataType.Type.TIMESTAMP: "timestamp without time zone"}
+"""How ``DATE '2026-01-01'`` is understood."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +139,35 @@ class Lookup:
         arrays = [array.take(pa.array(places)) for array, places in zip(values, combined, strict=True)]
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
+    def comparisons(self, item: CatalogItem) -> tuple[Comparison, ...]:
+        """Comparisons of single columns with constants that every row of the result meets. Others are left out."""
+        assert item.desc is not None
+        found: list[Comparison] = []
+        for column, operator, constant in self._compared():
+            position = item.desc.index_of(self._name(column)) if self._mine(column) else None
+            if position is None or item.desc.columns[position].type.name not in _ORDERED_TYPES:
+                continue
+            kind = item.desc.columns[position].type
+            values = self._constants([_of_type(constant, kind.name)])
+            value = values.only(kind.arrow) if values is not None else None
+            if value is not None:
+                found.append(Comparison(item.desc.columns[position].name, operator, value))
+        return tuple(found)
+
+    def _compared(self) -> Iterator[tuple[exp.Column, str, exp.Expression]]:
+        """(column, operator, what it is compared with) of each term of the condition that is a comparison."""
+        for term in _conjuncts(self.condition):
+            if isinstance(term, exp.Between):
+                if isinstance(term.this, exp.Column) and not term.args.get("symmetric"):
+                    yield term.this, ">=", term.args["low"]
+                    yield term.this, "<=", term.args["high"]
+            elif type(term) in _OPERATORS:
+                forwards, backwards = _OPERATORS[type(term)]
+                if isinstance(term.left, exp.Column):
+                    yield term.left, forwards, term.right
+                elif isinstance(term.right, exp.Column):
+                    yield term.right, backwards, term.left
+
     def _wanted(self) -> dict[str, _Values]:
         """Per column, as the statement writes its name, the constants that it must equal one of."""
         found: dict[str, _Values] = {}
@@ -210,18 +253,35 @@ class _Values:
         """
         if self.texts:
             return pa.array(list(dict.fromkeys(self.texts)), pa.string()).cast(kind).unique()
-        if not {type(value) for value in self.objects} <= _own_types(kind):
+        if not {type(value) for value in self.objects} <= _own_types(kind) or any(map(_is_zoned, self.objects)):
             raise pa.ArrowTypeError(f"the constants are no {kind}")
         return pa.array(list(dict.fromkeys(self.objects)), kind)
 
+    def only(self, kind: pa.DataType) -> pa.Scalar | None:
+        """The one constant as exactly a value of `kind`; None for none, several, or one that is not."""
+        try:
+            array = self.array(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OverflowError):
+            return None
+        if len(array) != 1 or not array[0].is_valid:
+            return None
+        return array[0]
+
 
 def _own_types(kind: pa.DataType) -> frozenset[type]:
-    """The Python types whose values are values of `kind`, one of the types in `_EXACT_TYPES`."""
+    """The Python types whose values are values of `kind`, one of the types in `_ORDERED_TYPES`."""
     if pa.types.is_integer(kind):
         return frozenset([int])
     if pa.types.is_decimal(kind):
         return frozenset([int, decimal.Decimal])
+    if pa.types.is_timestamp(kind):
+        return frozenset([dt.datetime])
     return frozenset([dt.date]) if pa.types.is_date(kind) else frozenset([str])
+
+
+def _is_zoned(value: object) -> bool:
+    """Whether Arrow would turn `value` into another time of day."""
+    return isinstance(value, dt.datetime) and value.tzinfo is not None
 
 
 def _conjuncts(term: exp.Expression) -> list[exp.Expression]:
@@ -240,6 +300,14 @@ def _bare(term: exp.Expression) -> exp.Expression:
     while to.this is exp.DataType.Type.ARRAY and to.expressions and isinstance(to.expressions[0], exp.DataType):
         to = to.expressions[0]
     return term if to.expressions or to.this in _CUTTING_TYPES else term.this
+
+
+def _of_type(term: exp.Expression, name: str) -> exp.Expression:
+    """A literal without the cast to the type `name`, which is how Arrow reads it anyway; else `term` as it is."""
+    term = term.unnest()
+    if not isinstance(term, exp.Cast) or not isinstance(term.this, exp.Literal) or term.to.expressions:
+        return term
+    return term.this if term.this.is_string and _TYPED_LITERALS.get(term.to.this) == name else term
 
 
 def _literal(value: exp.Expression) -> str | None:

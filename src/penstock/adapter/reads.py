@@ -247,7 +247,12 @@ class Reads:
         assert item.desc is not None
         if source.index is not None:
             return IndexRead(source.index.id, self.keys(source, lookup))
-        return ShardRead(ShardId(item.shard_id or ""), item.desc.arrow, item.kind is ItemKind.TABLE)
+        return ShardRead(
+            ShardId(item.shard_id or ""),
+            item.desc.arrow,
+            item.kind is ItemKind.TABLE,
+            comparisons=lookup.comparisons(item) if lookup is not None else (),
+        )
 
     async def _peek(
         self,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+
 from penstock.control.answers import PEEK_CREDIT_CHUNKS
-from penstock.control.specs import Constant, IndexRead, Peek, PeekInput, ShardRead
+from penstock.control.specs import Comparison, Constant, IndexRead, Peek, PeekInput, ShardRead
 from penstock.replica import compute_pb2 as pb
 from penstock.replica.wire import schema_to_ipc, to_ipc
 from penstock.runtime import InternalError
@@ -36,7 +38,15 @@ def _input_message(input_: PeekInput) -> pb.PeekInput:
                     is_table=input_.is_table,
                     all_columns=input_.columns is None,
                     columns=input_.columns or (),
+                    comparisons=[_comparison_message(one) for one in input_.comparisons],
                 )
             )
         case Constant():
             return pb.PeekInput(constant_ipc=input_.data)
+
+
+def _comparison_message(comparison: Comparison) -> pb.Comparison:
+    value = pa.RecordBatch.from_arrays([pa.array([comparison.value], comparison.value.type)], names=[comparison.column])
+    return pb.Comparison(
+        column=comparison.column, operator=comparison.operator, value_ipc=to_ipc([value], value.schema)
+    )

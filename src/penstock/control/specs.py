@@ -66,13 +66,25 @@ class IndexRead:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """``column operator value``: `operator` is one of ``= <> < <= > >=``, `value` a scalar of the column's type."""
+
+    column: str
+    operator: str
+    value: pa.Scalar
+
+
+@dataclass(frozen=True)
 class ShardRead:
-    """Rows of a durable collection. `columns`: names of those that are needed; None: all."""
+    """Rows of a durable collection. `columns`: names of those that are needed; None: all. Rows that fail one of the
+    `comparisons` may be left out.
+    """
 
     shard: ShardId
     schema: pa.Schema
     is_table: bool
     columns: tuple[str, ...] | None = None
+    comparisons: tuple[Comparison, ...] = ()
 
 
 @dataclass(frozen=True)

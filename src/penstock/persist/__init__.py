@@ -26,7 +26,7 @@ from penstock.persist.errors import (
     StatisticsViolated,
 )
 from penstock.persist.file import FileBlob
-from penstock.persist.filter import And, Compare, Filter, IsNull, Not, Opaque, Operator, Or, matching
+from penstock.persist.filter import And, Compare, Filter, IsNull, Not, Opaque, Operator, Or, columns_of, matching
 from penstock.persist.leased_part import LeasedPart, LeasedStep
 from penstock.persist.listen import Listen, ListenEvent
 from penstock.persist.location import open_blob, open_blob_when_ready, open_consensus
@@ -126,6 +126,7 @@ __all__ = [
     "VersionConflict",
     "Versioned",
     "WriteHandle",
+    "columns_of",
     "masked",
     "matching",
     "new_shard_id",

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epenstock/replica/compute.proto\x12\x10penstock.replica\"\xba\x04\n\x07\x43ommand\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.penstock.replica.HelloH\x00\x12;\n\x0f\x63reate_instance\x18\x02 \x01(\x0b\x32 .penstock.replica.CreateInstanceH\x00\x12;\n\x0f\x63reate_dataflow\x18\x03 \x01(\x0b\x32 .penstock.replica.CreateDataflowH\x00\x12.\n\x08schedule\x18\x04 \x01(\x0b\x32\x1a.penstock.replica.ScheduleH\x00\x12=\n\x10\x61llow_compaction\x18\x05 \x01(\x0b\x32!.penstock.replica.AllowCompactionH\x00\x12\x35\n\x0c\x61llow_writes\x18\x06 \x01(\x0b\x32\x1d.penstock.replica.AllowWritesH\x00\x12&\n\x04peek\x18\x07 \x01(\x0b\x32\x16.penstock.replica.PeekH\x00\x12\x33\n\x0b\x63\x61ncel_peek\x18\x08 \x01(\x0b\x32\x1c.penstock.replica.CancelPeekH\x00\x12\x33\n\x0bpeek_credit\x18\t \x01(\x0b\x32\x1c.penstock.replica.PeekCreditH\x00\x12K\n\x17initialization_complete\x18\n \x01(\x0b\x32(.penstock.replica.InitializationCompleteH\x00\x42\x06\n\x04kind\"%\n\x05Hello\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"$\n\x0e\x43reateInstance\x12\x12\n\ntxns_shard\x18\x01 \x01(\t\"Q\n\x0e\x43reateDataflow\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\x0c\x12\r\n\x05\x61s_of\x18\x03 \x01(\x04\x12\x0f\n\x07\x65xports\x18\x04 \x03(\t\"\x16\n\x08Schedule\x12\n\n\x02id\x18\x01 \x01(\t\"/\n\x0f\x41llowCompaction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x66rontier\x18\x02 \x01(\x04\"\x19\n\x0b\x41llowWrites\x12\n\n\x02id\x18\x01 \x01(\t\"\xef\x01\n\x04Peek\x12\x0c\n\x04uuid\x18\x01 \x01(\x0c\x12\x11\n\ttimestamp\x18\x02 \x01(\x04\x12\x12\n\x05query\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x32\n\x06inputs\x18\x04 \x03(\x0b\x32\".penstock.replica.Peek.InputsEntry\x12\x18\n\x10result_bytes_max\x18\x05 \x01(\x04\x12\x0e\n\x06\x63redit\x18\x06 \x01(\r\x1aJ\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.penstock.replica.PeekInput:\x02\x38\x01\x42\x08\n\x06_query\"\x87\x01\n\tPeekInput\x12,\n\x05index\x18\x01 \x01(\x0b\x32\x1b.penstock.replica.IndexReadH\x00\x12,\n\x05shard\x18\x02 \x01(\x0b\x32\x1b.penstock.replica.ShardReadH\x00\x12\x16\n\x0c\x63onstant_ipc\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04kind\";\n\tIndexRead\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\x08keys_ipc\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x0b\n\t_keys_ipc\"f\n\tShardRead\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x12\n\nschema_ipc\x18\x02 \x01(\x0c\x12\x10\n\x08is_table\x18\x03 \x01(\x08\x12\x13\n\x0b\x61ll_columns\x18\x04 \x01(\x08\x12\x0f\n\x07\x63olumns\x18\x05 \x03(\t\"\x1a\n\nCancelPeek\x12\x0c\n\x04uuid\x18\x01 \x01(\x0c\"*\n\nPeekCredit\x12\x0c\n\x04uuid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\r\"\x18\n\x16InitializationComplete\"\xbd\x02\n\x08Response\x12(\n\x05ready\x18\x01 \x01(\x0b\x32\x17.penstock.replica.ReadyH\x00\x12\x36\n\tfrontiers\x18\x02 \x01(\x0b\x32!.penstock.replica.FrontierReportsH\x00\x12/\n\tpeek_rows\x18\x03 \x01(\x0b\x32\x1a.penstock.replica.PeekRowsH\x00\x12-\n\x08peek_end\x18\x04 \x01(\x0b\x32\x19.penstock.replica.PeekEndH\x00\x12;\n\x0fsubscribe_batch\x18\x05 \x01(\x0b\x32 .penstock.replica.SubscribeBatchH\x00\x12*\n\x06status\x18\x06 \x01(\x0b\x32\x18.penstock.replica.StatusH\x00\x42\x06\n\x04kind\"\'\n\x05Ready\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0f\n\x07process\x18\x02 \x01(\x0c\"?\n\x0f\x46rontierReports\x12,\n\x07reports\x18\x01 \x03(\x0b\x32\x1b.penstock.replica.Frontiers\"s\n\tFrontiers\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\x05write\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05input\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x06output\x18\x04 \x01(\x04H\x02\x88\x01\x01\x42\x08\n\x06_writeB\x08\n\x06_inputB\t\n\x07_output\"%\n\x08PeekRows\x12\x0c\n\x04uuid\x18\x01 \x01(\x0c\x12\x0b\n\x03ipc\x18\x02 \x01(\x0c\"\xa9\x01\n\x07PeekEnd\x12\x0c\n\x04uuid\x18\x01 \x01(\x0c\x12.\n\x08\x63omplete\x18\x02 \x01(\x0b\x32\x1a.penstock.replica.CompleteH\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.penstock.replica.ErrorH\x00\x12.\n\x08\x63\x61nceled\x18\x04 \x01(\x0b\x32\x1a.penstock.replica.CanceledH\x00\x42\x06\n\x04kind\"\n\n\x08\x43omplete\"\n\n\x08\x43\x61nceled\"Z\n\x05\x45rror\x12\x10\n\x08sqlstate\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t\x12\x10\n\x08\x64\x65\x66inite\x18\x05 \x01(\x08\"\x86\x01\n\x0eSubscribeBatch\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05lower\x18\x02 \x01(\x04\x12\r\n\x05upper\x18\x03 \x01(\x04\x12\x15\n\x0bupdates_ipc\x18\x04 \x01(\x0cH\x00\x12(\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x17.penstock.replica.ErrorH\x00\x42\t\n\x07\x63ontent\"6\n\x06Status\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07stalled\x18\x02 \x01(\x08\x12\x0f\n\x07message\x18\x03 \x01(\t2O\n\x07\x43ompute\x12\x44\n\x07Session\x12\x19.penstock.replica.Command\x1a\x1a.penstock.replica.Response(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1epenstock/replica/compute.proto\x12\x10penstock.replica\"\xba\x04\n\x07\x43ommand\x12(\n\x05hello\x18\x01 \x01(\x0b\x32\x17.penstock.replica.HelloH\x00\x12;\n\x0f\x63reate_instance\x18\x02 \x01(\x0b\x32 .penstock.replica.CreateInstanceH\x00\x12;\n\x0f\x63reate_dataflow\x18\x03 \x01(\x0b\x32 .penstock.replica.CreateDataflowH\x00\x12.\n\x08schedule\x18\x04 \x01(\x0b\x32\x1a.penstock.replica.ScheduleH\x00\x12=\n\x10\x61llow_compaction\x18\x05 \x01(\x0b\x32!.penstock.replica.AllowCompactionH\x00\x12\x35\n\x0c\x61llow_writes\x18\x06 \x01(\x0b\x32\x1d.penstock.replica.AllowWritesH\x00\x12&\n\x04peek\x18\x07 \x01(\x0b\x32\x16.penstock.replica.PeekH\x00\x12\x33\n\x0b\x63\x61ncel_peek\x18\x08 \x01(\x0b\x32\x1c.penstock.replica.CancelPeekH\x00\x12\x33\n\x0bpeek_credit\x18\t \x01(\x0b\x32\x1c.penstock.replica.PeekCreditH\x00\x12K\n\x17initialization_complete\x18\n \x01(\x0b\x32(.penstock.replica.InitializationCompleteH\x00\x42\x06\n\x04kind\"%\n\x05Hello\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"$\n\x0e\x43reateInstance\x12\x12\n\ntxns_shard\x18\x01 \x01(\t\"Q\n\x0e\x43reateDataflow\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\x0c\x12\r\n\x05\x61s_of\x18\x03 \x01(\x04\x12\x0f\n\x07\x65xports\x18\x04 \x03(\t\"\x16\n\x08Schedule\x12\n\n\x02id\x18\x01 \x01(\t\"/\n\x0f\x41llowCompaction\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x66rontier\x18\x02 \x01(\x04\"\x19\n\x0b\x41llowWrites\x12\n\n\x02id\x18\x01 \x01(\t\"\xef\x01\n\x04Peek\x12\x0c\n\x04uuid\x18\x01 \x01(\x0c\x12\x11\n\ttimestamp\x18\x02 \x01(\x04\x12\x12\n\x05query\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x32\n\x06inputs\x18\x04 \x03(\x0b\x32\".penstock.replica.Peek.InputsEntry\x12\x18\n\x10result_bytes_max\x18\x05 \x01(\x04\x12\x0e\n\x06\x63redit\x18\x06 \x01(\r\x1aJ\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.penstock.replica.PeekInput:\x02\x38\x01\x42\x08\n\x06_query\"\x87\x01\n\tPeekInput\x12,\n\x05index\x18\x01 \x01(\x0b\x32\x1b.penstock.replica.IndexReadH\x00\x12,\n\x05shard\x18\x02 \x01(\x0b\x32\x1b.penstock.replica.ShardReadH\x00\x12\x16\n\x0c\x63onstant_ipc\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04kind\";\n\tIndexRead\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\x08keys_ipc\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x0b\n\t_keys_ipc\"\x99\x01\n\tShardRead\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x12\n\nschema_ipc\x18\x02 \x01(\x0c\x12\x10\n\x08is_table\x18\x03 \x01(\x08\x12\x13\n\x0b\x61ll_columns\x18\x04 \x01(\x08\x12\x0f\n\x07\x63olumns\x18\x05 \x03(\t\x12\x31\n\x0b\x63omparisons\x18\x06 \x03(\x0b\x32\x1c.penstock.replica.Comparison\"A\n\nComparison\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\x10\n\x08operator\x18\x02 \x01(\t\x12\x11\n\tvalue_ipc\x18\x03 \x01(\x0c\"\x1a\n\nCancelPeek\x12\x0c\n\x04uuid\x18\x01 \x01(\x0c\"*\n\nPeekCredit\x12\x0c\n\x04uuid\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\r\"\x18\n\x16InitializationComplete\"\xbd\x02\n\x08Response\x12(\n\x05ready\x18\x01 \x01(\x0b\x32\x17.penstock.replica.ReadyH\x00\x12\x36\n\tfrontiers\x18\x02 \x01(\x0b\x32!.penstock.replica.FrontierReportsH\x00\x12/\n\tpeek_rows\x18\x03 \x01(\x0b\x32\x1a.penstock.replica.PeekRowsH\x00\x12-\n\x08peek_end\x18\x04 \x01(\x0b\x32\x19.penstock.replica.PeekEndH\x00\x12;\n\x0fsubscribe_batch\x18\x05 \x01(\x0b\x32 .penstock.replica.SubscribeBatchH\x00\x12*\n\x06status\x18\x06 \x01(\x0b\x32\x18.penstock.replica.StatusH\x00\x42\x06\n\x04kind\"\'\n\x05Ready\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0f\n\x07process\x18\x02 \x01(\x0c\"?\n\x0f\x46rontierReports\x12,\n\x07reports\x18\x01 \x03(\x0b\x32\x1b.penstock.replica.Frontiers\"s\n\tFrontiers\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\x05write\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05input\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x06output\x18\x04 \x01(\x04H\x02\x88\x01\x01\x42\x08\n\x06_writeB\x08\n\x06_inputB\t\n\x07_output\"%\n\x08PeekRows\x12\x0c\n\x04uuid\x18\x01 \x01(\x0c\x12\x0b\n\x03ipc\x18\x02 \x01(\x0c\"\xa9\x01\n\x07PeekEnd\x12\x0c\n\x04uuid\x18\x01 \x01(\x0c\x12.\n\x08\x63omplete\x18\x02 \x01(\x0b\x32\x1a.penstock.replica.CompleteH\x00\x12(\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.penstock.replica.ErrorH\x00\x12.\n\x08\x63\x61nceled\x18\x04 \x01(\x0b\x32\x1a.penstock.replica.CanceledH\x00\x42\x06\n\x04kind\"\n\n\x08\x43omplete\"\n\n\x08\x43\x61nceled\"Z\n\x05\x45rror\x12\x10\n\x08sqlstate\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t\x12\x10\n\x08\x64\x65\x66inite\x18\x05 \x01(\x08\"\x86\x01\n\x0eSubscribeBatch\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05lower\x18\x02 \x01(\x04\x12\r\n\x05upper\x18\x03 \x01(\x04\x12\x15\n\x0bupdates_ipc\x18\x04 \x01(\x0cH\x00\x12(\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x17.penstock.replica.ErrorH\x00\x42\t\n\x07\x63ontent\"6\n\x06Status\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07stalled\x18\x02 \x01(\x08\x12\x0f\n\x07message\x18\x03 \x01(\t2O\n\x07\x43ompute\x12\x44\n\x07Session\x12\x19.penstock.replica.Command\x1a\x1a.penstock.replica.Response(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,36 +55,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEEKINPUT']._serialized_end=1263
   _globals['_INDEXREAD']._serialized_start=1265
   _globals['_INDEXREAD']._serialized_end=1324
-  _globals['_SHARDREAD']._serialized_start=1326
-  _globals['_SHARDREAD']._serialized_end=1428
-  _globals['_CANCELPEEK']._serialized_start=1430
-  _globals['_CANCELPEEK']._serialized_end=1456
-  _globals['_PEEKCREDIT']._serialized_start=1458
-  _globals['_PEEKCREDIT']._serialized_end=1500
-  _globals['_INITIALIZATIONCOMPLETE']._serialized_start=1502
-  _globals['_INITIALIZATIONCOMPLETE']._serialized_end=1526
-  _globals['_RESPONSE']._serialized_start=1529
-  _globals['_RESPONSE']._serialized_end=1846
-  _globals['_READY']._serialized_start=1848
-  _globals['_READY']._serialized_end=1887
-  _globals['_FRONTIERREPORTS']._serialized_start=1889
-  _globals['_FRONTIERREPORTS']._serialized_end=1952
-  _globals['_FRONTIERS']._serialized_start=1954
-  _globals['_FRONTIERS']._serialized_end=2069
-  _globals['_PEEKROWS']._serialized_start=2071
-  _globals['_PEEKROWS']._serialized_end=2108
-  _globals['_PEEKEND']._serialized_start=2111
-  _globals['_PEEKEND']._serialized_end=2280
-  _globals['_COMPLETE']._serialized_start=2282
-  _globals['_COMPLETE']._serialized_end=2292
-  _globals['_CANCELED']._serialized_start=2294
-  _globals['_CANCELED']._serialized_end=2304
-  _globals['_ERROR']._serialized_start=2306
-  _globals['_ERROR']._serialized_end=2396
-  _globals['_SUBSCRIBEBATCH']._serialized_start=2399
-  _globals['_SUBSCRIBEBATCH']._serialized_end=2533
-  _globals['_STATUS']._serialized_start=2535
-  _globals['_STATUS']._serialized_end=2589
-  _globals['_COMPUTE']._serialized_start=2591
-  _globals['_COMPUTE']._serialized_end=2670
+  _globals['_SHARDREAD']._serialized_start=1327
+  _globals['_SHARDREAD']._serialized_end=1480
+  _globals['_COMPARISON']._serialized_start=1482
+  _globals['_COMPARISON']._serialized_end=1547
+  _globals['_CANCELPEEK']._serialized_start=1549
+  _globals['_CANCELPEEK']._serialized_end=1575
+  _globals['_PEEKCREDIT']._serialized_start=1577
+  _globals['_PEEKCREDIT']._serialized_end=1619
+  _globals['_INITIALIZATIONCOMPLETE']._serialized_start=1621
+  _globals['_INITIALIZATIONCOMPLETE']._serialized_end=1645
+  _globals['_RESPONSE']._serialized_start=1648
+  _globals['_RESPONSE']._serialized_end=1965
+  _globals['_READY']._serialized_start=1967
+  _globals['_READY']._serialized_end=2006
+  _globals['_FRONTIERREPORTS']._serialized_start=2008
+  _globals['_FRONTIERREPORTS']._serialized_end=2071
+  _globals['_FRONTIERS']._serialized_start=2073
+  _globals['_FRONTIERS']._serialized_end=2188
+  _globals['_PEEKROWS']._serialized_start=2190
+  _globals['_PEEKROWS']._serialized_end=2227
+  _globals['_PEEKEND']._serialized_start=2230
+  _globals['_PEEKEND']._serialized_end=2399
+  _globals['_COMPLETE']._serialized_start=2401
+  _globals['_COMPLETE']._serialized_end=2411
+  _globals['_CANCELED']._serialized_start=2413
+  _globals['_CANCELED']._serialized_end=2423
+  _globals['_ERROR']._serialized_start=2425
+  _globals['_ERROR']._serialized_end=2515
+  _globals['_SUBSCRIBEBATCH']._serialized_start=2518
+  _globals['_SUBSCRIBEBATCH']._serialized_end=2652
+  _globals['_STATUS']._serialized_start=2654
+  _globals['_STATUS']._serialized_end=2708
+  _globals['_COMPUTE']._serialized_start=2710
+  _globals['_COMPUTE']._serialized_end=2789
 # @@protoc_insertion_point(module_scope)

@@ -118,18 +118,30 @@ class IndexRead(_message.Message):
     def __init__(self, id: _Optional[str] = ..., keys_ipc: _Optional[bytes] = ...) -> None: ...
 
 class ShardRead(_message.Message):
-    __slots__ = ("shard", "schema_ipc", "is_table", "all_columns", "columns")
+    __slots__ = ("shard", "schema_ipc", "is_table", "all_columns", "columns", "comparisons")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     SCHEMA_IPC_FIELD_NUMBER: _ClassVar[int]
     IS_TABLE_FIELD_NUMBER: _ClassVar[int]
     ALL_COLUMNS_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    COMPARISONS_FIELD_NUMBER: _ClassVar[int]
     shard: str
     schema_ipc: bytes
     is_table: bool
     all_columns: bool
     columns: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, shard: _Optional[str] = ..., schema_ipc: _Optional[bytes] = ..., is_table: _Optional[bool] = ..., all_columns: _Optional[bool] = ..., columns: _Optional[_Iterable[str]] = ...) -> None: ...
+    comparisons: _containers.RepeatedCompositeFieldContainer[Comparison]
+    def __init__(self, shard: _Optional[str] = ..., schema_ipc: _Optional[bytes] = ..., is_table: _Optional[bool] = ..., all_columns: _Optional[bool] = ..., columns: _Optional[_Iterable[str]] = ..., comparisons: _Optional[_Iterable[_Union[Comparison, _Mapping]]] = ...) -> None: ...
+
+class Comparison(_message.Message):
+    __slots__ = ("column", "operator", "value_ipc")
+    COLUMN_FIELD_NUMBER: _ClassVar[int]
+    OPERATOR_FIELD_NUMBER: _ClassVar[int]
+    VALUE_IPC_FIELD_NUMBER: _ClassVar[int]
+    column: str
+    operator: str
+    value_ipc: bytes
+    def __init__(self, column: _Optional[str] = ..., operator: _Optional[str] = ..., value_ipc: _Optional[bytes] = ...) -> None: ...
 
 class CancelPeek(_message.Message):
     __slots__ = ("uuid",)

@@ -8,7 +8,7 @@ occupies a thread; one that waits, for a frontier or for credit, costs nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import structlog
 
 from penstock.compute.query import execute
-from penstock.persist import ShardId
+from penstock.persist import And, Compare, Filter, Operator, ShardId
 from penstock.replica import compute_pb2 as pb
 from penstock.replica.shards import Shards
 from penstock.replica.wire import from_ipc, one_batch, schema_from_ipc, to_ipc
@@ -140,6 +140,7 @@ class PeekServer:
                     at,
                     is_table=shard.is_table,
                     columns=None if shard.all_columns else list(shard.columns),
+                    filter_=_filter(shard.comparisons),
                 )
                 return pa.Table.from_batches([_rows(updates)])
             case "constant_ipc":
@@ -196,6 +197,18 @@ def _next_chunk(batches: Iterator[pa.RecordBatch]) -> list[bytes] | None:
         if batch.num_rows:
             return [to_ipc([part], batch.schema) for part in _slices(batch)]
     return None
+
+
+def _filter(comparisons: Sequence[pb.Comparison]) -> Filter | None:
+    """What a row must meet to matter; None: any does."""
+    if not comparisons:
+        return None
+    return And(
+        tuple(
+            Compare(one.column, Operator(one.operator), one_batch(from_ipc(one.value_ipc)).column(0)[0])
+            for one in comparisons
+        )
+    )
 
 
 def _rows(contents: Updates) -> pa.RecordBatch:

@@ -9,10 +9,25 @@ from dataclasses import dataclass
 import pyarrow as pa
 import structlog
 
-from penstock.persist import PersistClient, ReaderExpired, ReadHandle, ShardId, SinceError, WriteHandle
+from penstock.persist import (
+    Filter,
+    IsNull,
+    Not,
+    Or,
+    PersistClient,
+    ReaderExpired,
+    ReadHandle,
+    ShardId,
+    SinceError,
+    WriteHandle,
+    columns_of,
+    matching,
+)
 from penstock.persist.txn import TxnsReader
 from penstock.runtime import Clock, ExternalError, Frontier, TaskOwner, Timestamp, Updates
+from penstock.runtime.updates import with_row_count
 from penstock.storage import (
+    SQLSTATE_COLUMN,
     ShardReader,
     first_error,
     shard_columns,
@@ -72,21 +87,24 @@ class Shards:
         *,
         is_table: bool,
         columns: Sequence[str] | None,
+        filter_: Filter | None = None,
     ) -> Updates:
         """The contents at `at`, as soon as it is complete: each diff is positive. Raises `DataError` when they have
-        an error.
+        an error. Rows that do not pass `filter_` are missing.
 
         Raises `SinceError` when `at` is compacted away, `CorruptBlobError`, or the store's error.
         """
         wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         names = None if columns is None else list(columns) if is_table else shard_columns(columns)
+        if filter_ is not None and not is_table:
+            filter_ = Or((Not(IsNull(SQLSTATE_COLUMN)), filter_))  # an error matters whatever is asked for
         try:
-            parts = await self._snapshot(shard, schema, at, is_table, names)
+            parts = await self._snapshot(shard, schema, at, is_table, names, filter_)
         except (ReaderExpired, SinceError):
             stale = self._peek_readers.pop(shard, None)  # its lease, or what it was opened for, is of the past
             if stale is not None and stale.users == 0:
                 await _expire(stale.reader)
-            parts = await self._snapshot(shard, schema, at, is_table, names)
+            parts = await self._snapshot(shard, schema, at, is_table, names, filter_)
         if not parts:
             return Updates.empty(wanted)
         contents = await asyncio.to_thread(_sum, parts)
@@ -99,7 +117,13 @@ class Shards:
         return rows
 
     async def _snapshot(
-        self, shard: ShardId, schema: pa.Schema, at: Timestamp, is_table: bool, columns: list[str] | None
+        self,
+        shard: ShardId,
+        schema: pa.Schema,
+        at: Timestamp,
+        is_table: bool,
+        columns: list[str] | None,
+        filter_: Filter | None,
     ) -> list[Updates]:
         cached = self._peek_readers.get(shard)
         if cached is None or at < cached.reader.since:
@@ -109,7 +133,12 @@ class Shards:
                 self._peek_readers[shard] = cached
         cached.users += 1
         try:
-            return [updates async for updates in cached.reader.snapshot(at, columns=columns)]
+            if filter_ is None:
+                return [updates async for updates in cached.reader.snapshot(at, columns=columns)]
+            needed = None if columns is None else [*columns, *sorted(columns_of(filter_) - set(columns))]
+            parts = cached.reader.snapshot(at, columns=needed, filter_=filter_)
+            passing = [await asyncio.to_thread(_passing, updates, filter_, columns) async for updates in parts]
+            return [updates for updates in passing if len(updates)]
         finally:
             cached.users -= 1
             cached.newest = max(cached.newest, at)
@@ -134,6 +163,18 @@ class Shards:
                     self._peek_readers.pop(shard, None)
                 except ExternalError as error:
                     _log.warning("peek reader not downgraded", shard=shard, error=error.message)
+
+
+def _passing(updates: Updates, filter_: Filter, columns: Sequence[str] | None) -> Updates:
+    """What may pass, and of it `columns`.
+
+    Not only so that less is gathered: the insertion of a row may lie in a part that was left out and its retraction in
+    one that was not. Both have the same values, so both pass or neither does.
+    """
+    kept = updates.filter(matching(filter_, updates.rows))
+    if columns is None:
+        return kept
+    return kept.with_rows(kept.rows.select(columns) if columns else with_row_count(pa.schema([]), len(kept)))
 
 
 def _sum(parts: list[Updates]) -> Updates:

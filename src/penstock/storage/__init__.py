@@ -7,6 +7,7 @@ computes.
 """
 
 from penstock.storage.row_or_error import (
+    SQLSTATE_COLUMN,
     errors_to_shard,
     first_error,
     rows_to_shard,
@@ -17,6 +18,7 @@ from penstock.storage.row_or_error import (
 from penstock.storage.shard_source import ShardReader, ShardSource, SourceReports
 
 __all__ = [
+    "SQLSTATE_COLUMN",
     "ShardReader",
     "ShardSource",
     "SourceReports",

@@ -25,7 +25,7 @@ import pyarrow as pa
 import structlog
 
 from penstock.dataflow import InputHandle
-from penstock.persist import ListenEvent, ReaderExpired
+from penstock.persist import Filter, ListenEvent, ReaderExpired
 from penstock.runtime import (
     Clock,
     ExternalError,
@@ -47,7 +47,9 @@ class ShardReader(Protocol):
 
     @property
     def since(self) -> Frontier: ...
-    def snapshot(self, as_of: Timestamp, *, columns: Sequence[str] | None = None) -> AsyncIterator[Updates]: ...
+    def snapshot(
+        self, as_of: Timestamp, *, columns: Sequence[str] | None = None, filter_: Filter | None = None
+    ) -> AsyncIterator[Updates]: ...
     async def subscribe(self, as_of: Timestamp) -> AsyncIterator[ListenEvent]: ...
     async def listen(self, as_of: Timestamp) -> AsyncIterator[ListenEvent]: ...
     async def downgrade_since(self, since: Frontier) -> None: ...
