@@ -108,7 +108,7 @@ def test_unprotected_replica_hold() -> None:
     harness.cluster.disconnected(R1)
     harness.report(R2, V2, write=DONE, input=DONE, output=DONE)
     assert harness.settle() == 10
-    assert [c.WhichOneof("kind") for c in harness.cluster.replay()] == ["create_instance"]
+    assert [c.WhichOneof("kind") for c in harness.cluster.replay()] == ["create_instance", "configure"]
     harness.cluster.connected(R1)
     assert harness.settle() == 1_000_000
 

@@ -55,6 +55,13 @@ def test_compaction_becomes_the_as_of() -> None:
     assert words(made) == ["create_instance", "create u1 9"]
 
 
+def test_the_last_settings_come_before_what_they_may_change() -> None:
+    settings = [pb.Command(configure=pb.Configure(bypass_committer=bypass)) for bypass in (False, True)]
+    made = history(settings[0], create("u1", 5), settings[1])
+    assert words(made) == ["create_instance", "configure", "create u1 5"]
+    assert made.replay()[1] == settings[1]
+
+
 def test_an_as_of_follows_the_slowest_export() -> None:
     made = history(create("u1", 5, "u1", "u2"), compact("u1", 9))
     assert words(made) == ["create_instance", "create u1 5", "compact u1 9"]

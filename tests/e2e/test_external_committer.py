@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,25 +30,31 @@ TOKEN = "a-token-of-some-length"
 class Installation:
     """A persistd on SQLite and a server that dials it, each of which can be killed and started again."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **environment: str) -> None:
+        """`environment`: more of it for the server."""
         self._directory = directory
+        self.consensus_url = f"sqlite:{directory}/c.db"
         token_file = directory / "token"
         token_file.write_text(TOKEN)
         self.credentials = CredentialFiles(token_file).load({})
         self.address = f"unix:{directory}/c.sock"
-        self._arguments = ["--listen", self.address, "--consensus-url", f"sqlite:{directory}/c.db"]
+        self._arguments = ["--listen", self.address, "--consensus-url", self.consensus_url]
         self._arguments += ["--token-file", str(token_file)]
         self.start_persistd()
-        environment = {
+        self.environment = {
             "PENSTOCK_EXTERNAL_COMMITTER": self.address,
             "PENSTOCK_COMMITTER_TOKEN_FILE": str(token_file),
         }
-        self.server = Server(directory, environment=environment)
-        self.server.start()
+        self.start_server(**environment)
 
     def start_persistd(self) -> None:
         self.persistd = PersistdProcess(self._directory, *self._arguments)
         self.persistd.ready()
+
+    def start_server(self, **environment: str) -> None:
+        """`environment`: besides what tells it of the committer."""
+        self.server = Server(self._directory, environment=self.environment | environment)
+        self.server.start()
 
     def end(self) -> None:
         self.server.stop()
@@ -179,6 +187,34 @@ def test_killing_persistd_stalls_writes_and_loses_nothing(installation: Installa
         rows = db.execute("SELECT a, count(*) FROM v GROUP BY a").fetchall()
         assert {row[0] for row in rows} >= set(acknowledged), "no acknowledged row is lost"
         assert {row[1] for row in rows} == {1}, "and none is doubled"
+
+
+def test_the_committer_is_bypassed_at_run_time_by_coordinator_and_replica(
+    installation: Installation, eventually: Eventually
+) -> None:
+    """With persistd killed, only who reaches the store by himself can write: both must, for a view to move."""
+    installation.server.stop()
+    installation.start_server(PENSTOCK_CONSENSUS_URL=installation.consensus_url)
+    server = installation.server
+    with server.connect() as db:
+        db.execute("CREATE TABLE t (a int)")
+        db.execute("CREATE MATERIALIZED VIEW v AS SELECT a * 2 AS b FROM t")
+        db.execute("INSERT INTO t VALUES (1)")
+        db.execute("ALTER SYSTEM SET persist_consensus_use_committer = off")
+        eventually(lambda: all("consensus goes directly to the store" in log.read_text() for log in server.logs()))
+        installation.persistd.end()
+        for number in (2, 3):
+            db.execute("INSERT INTO t VALUES (%s)", [number])
+            assert count(db, "v") == number
+        os.kill(server.replica_pids()[0], signal.SIGKILL)
+        db.execute("INSERT INTO t VALUES (4)")
+        assert eventually(lambda: count(db, "v")) == 4, "a replica that starts later is told too"
+
+        installation.start_persistd()
+        db.execute("ALTER SYSTEM RESET persist_consensus_use_committer")
+        eventually(lambda: all("consensus goes through the committer" in log.read_text() for log in server.logs()))
+        db.execute("INSERT INTO t VALUES (5)")
+        assert eventually(lambda: count(db, "v")) == 5
 
 
 def test_a_wrong_token_is_told_at_once(installation: Installation, tmp_path: Path) -> None:

@@ -26,10 +26,12 @@ from penstock.adapter.subscribe import subscribe_desc
 from penstock.adapter.subscriptions import Subscriptions
 from penstock.adapter.system_relations import system_relations
 from penstock.adapter.system_rows import SystemRows, system_items
+from penstock.adapter.system_variables import SystemVariables
 from penstock.adapter.value_rows import bound, declared_types
 from penstock.adapter.variables import SessionVariables, lookup
 from penstock.adapter.writes import Writes, copy_options
 from penstock.catalog import Catalog, CatalogFenced, CatalogTransaction, SessionCatalog
+from penstock.committer import RoutedConsensus
 from penstock.compute.query import execute
 from penstock.control import ComputeController, StorageController
 from penstock.runtime import Clock, GlobalId, SqlError, TaskOwner, Timestamp
@@ -58,6 +60,7 @@ class Coordinator:
         clock: Clock,
         tasks: TaskOwner,
         broken: dict[GlobalId, str],
+        consensus: RoutedConsensus,
         on_fatal: Callable[[str], None],
     ) -> None:
         self.catalog = catalog
@@ -78,6 +81,7 @@ class Coordinator:
         self.listings = Listings(self)
         self.explanations = Explanations(self)
         self.system = SystemRows(self)
+        self.system_variables = SystemVariables(self, consensus)
         self.sessions: dict[int, Session] = {}
         self._process_ids = itertools.count(1)
         self._on_fatal = on_fatal
@@ -159,7 +163,7 @@ class Coordinator:
             version=VERSION,
             mz_version=MZ_VERSION,
             process_id=session.process_id,
-            settings={name: value for name, value, _ in session.variables.all()},
+            settings={name: value for name, value, _ in self.all_variables(session)},
         )
 
     def _schema_exists(self, session: Session, schema: str) -> bool:
@@ -347,9 +351,13 @@ class Coordinator:
             search_path=variables.search_path,
             process_id=session.process_id,
             version=VERSION,
-            settings={name: value for name, value, _ in variables.all()},
+            settings={name: value for name, value, _ in self.all_variables(session)},
         )
         return pg_catalog.Snapshot(self.catalog.state, info, system_relations())
+
+    def all_variables(self, session: Session) -> list[tuple[str, str, str]]:
+        """Name, value and description of the session's variables and the system's, by name."""
+        return sorted([*session.variables.all(), *self.system_variables.all()], key=lambda row: row[0].lower())
 
     def check_variable(self, session: Session, name: str, value: str) -> None:
         """Refuse values that name nothing there is; say so where PostgreSQL would accept it silently."""

@@ -21,6 +21,7 @@ from penstock.adapter.dataflows import DataflowBuilder, collection_spec
 from penstock.adapter.group_commit import FencedError, GroupCommitter
 from penstock.adapter.oracle import TimestampOracle
 from penstock.adapter.planning import Planner
+from penstock.adapter.system_variables import USE_COMMITTER, bypass_committer, bypasses_committer
 from penstock.catalog import TXNS_SHARD_SETTING, Catalog, CatalogFenced, CatalogState
 from penstock.committer import (
     AddressError,
@@ -29,6 +30,7 @@ from penstock.committer import (
     CredentialsError,
     HopelessStore,
     InProcessConsensus,
+    RoutedConsensus,
     RpcConsensus,
     RpcPubSub,
     connected_when_ready,
@@ -71,7 +73,7 @@ class EnvironmentConfig:
     """Where everything is. `run_dir`: sockets and replica logs; its path must be short.
 
     `external_committer`: the address of a committer that this process and its replicas dial; `consensus_url` is then
-    not used. Empty: the committer is in this process.
+    needed only for bypassing it, and may be empty. Empty: the committer is in this process.
     """
 
     consensus_url: str
@@ -112,12 +114,17 @@ class Environment:
             way = await _dial_committer(config, clock, stack)
         else:
             way = await _host_committer(config, clock, stack)
+        consensus = RoutedConsensus(way.consensus, config.consensus_url)
+        stack.push_async_callback(consensus.close)
         settings = PersistConfig(store_retry_ms=STORE_RETRY_MS)
-        client = PersistClient(blob, way.consensus, clock=clock, pubsub=way.pubsub, config=settings)
+        client = PersistClient(blob, consensus, clock=clock, pubsub=way.pubsub, config=settings)
         stack.push_async_callback(client.close)
 
         catalog = await Catalog.open(client)
         stack.push_async_callback(_best_effort(catalog.close))
+        bypass = bypasses_committer(catalog.state.settings)
+        if bypass:
+            await _bypass_committer(consensus)
         txns_shard = ShardId(catalog.state.settings[TXNS_SHARD_SETTING])
         txns = await TxnsWriter.open(client, txns_shard)
         stack.push_async_callback(txns.close)
@@ -138,9 +145,14 @@ class Environment:
         )
         stack.push_async_callback(storage.close)
         orchestrator = ProcessOrchestrator(
-            config.run_dir, way.target, config.blob_url, clock=clock, arguments=way.replica_arguments
+            config.run_dir,
+            way.target,
+            config.blob_url,
+            clock=clock,
+            arguments=way.replica_arguments,
+            consensus_url=config.consensus_url,
         )
-        compute = ComputeController(storage, orchestrator, txns_shard=txns_shard, clock=clock)
+        compute = ComputeController(storage, orchestrator, txns_shard=txns_shard, clock=clock, bypass_committer=bypass)
         stack.push_async_callback(compute.close)
         planner = Planner()
         broken = await self._revive(catalog.state, planner, oracle, storage, compute)
@@ -154,6 +166,7 @@ class Environment:
             clock=clock,
             tasks=tasks,
             broken=broken,
+            consensus=consensus,
             on_fatal=self._fail,
         )
         stack.push_async_callback(self._coordinator.close)
@@ -268,6 +281,16 @@ async def _dial_committer(config: EnvironmentConfig, clock: Clock, stack: AsyncE
     stack.push_async_callback(pubsub.close)
     await connected_when_ready(consensus, clock)
     return _WayToConsensus(consensus, pubsub, target, tuple(config.committer_credentials.arguments()))
+
+
+async def _bypass_committer(consensus: RoutedConsensus) -> None:
+    try:
+        await bypass_committer(consensus)
+    except ValueError as error:
+        raise StoreUnusable(
+            f"{USE_COMMITTER} is off, and the committer cannot be bypassed: {error}; start with --consensus and the"
+            " URL of the committer's store"
+        ) from error
 
 
 def _tables(state: CatalogState) -> list[CatalogItem]:

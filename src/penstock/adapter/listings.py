@@ -72,6 +72,8 @@ class Listings:
             return _columns("name", "create_sql")
         if statement.name is None:
             return _columns("name", "setting", "description")
+        if self._c.system_variables.get(statement.name) is not None:
+            return _columns(statement.name.lower())
         return _columns(lookup(statement.name).name)
 
     def show(self, session: Session, statement: Any) -> Rows:
@@ -84,10 +86,10 @@ class Listings:
             return _rows(desc, _filtered(desc, rows, statement))
         if isinstance(statement, ast.ShowCreate):
             return _rows(desc, to_table(desc, [self._create(session, statement)]))
-        variables = session.variables
         if statement.name is None:
-            return _rows(desc, to_table(desc, variables.all()))
-        return _rows(desc, to_table(desc, [(variables[statement.name],)]))
+            return _rows(desc, to_table(desc, self._c.all_variables(session)))
+        value = self._c.system_variables.get(statement.name)
+        return _rows(desc, to_table(desc, [(session.variables[statement.name] if value is None else value,)]))
 
     def _create(self, session: Session, statement: ast.ShowCreate) -> Row:
         item = self._c.plain_view(session).resolve(statement.name.parts)

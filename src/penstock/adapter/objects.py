@@ -62,6 +62,9 @@ class Objects:
                 await asyncio.wait([work])
                 raise
 
+    async def _alter_system(self, session: Session, statement: ast.SetVariable | ast.ResetVariable) -> Outcome:
+        return await self._c.system_variables.alter(statement)
+
     # -- creating ------------------------------------------------------------------------------------------------
 
     async def _create_table(self, session: Session, statement: ast.CreateTable) -> Outcome:
@@ -460,6 +463,8 @@ _RULES: dict[type, Callable[[Objects, Session, Any], Awaitable[Outcome]]] = {
     ast.Rename: Objects._rename,
     ast.Comment: Objects._comment,
     ast.Drop: Objects._drop,
+    ast.SetVariable: Objects._alter_system,
+    ast.ResetVariable: Objects._alter_system,
 }
 DDL = tuple(_RULES)
 """The statement kinds carried out here."""

@@ -242,9 +242,9 @@ class Session:
             return await self._declare(statement, parameters)
         return await self.coordinator.execute(self, statement, parameters)
 
-    def _set(self, statement: ast.SetVariable) -> Outcome:
+    async def _set(self, statement: ast.SetVariable) -> Outcome:
         if statement.scope is ast.VariableScope.SYSTEM:
-            raise SqlError("ALTER SYSTEM is not supported", sqlstate="0A000", hint="Use SET in each session.")
+            return await self.coordinator.objects.execute(self, statement)
         if statement.values is None:
             self.variables.reset(statement.name)
         else:
@@ -259,9 +259,9 @@ class Session:
             self.variables.set(statement.name, value, local=local)
         return Completed("SET")
 
-    def _reset(self, statement: ast.ResetVariable) -> Outcome:
+    async def _reset(self, statement: ast.ResetVariable) -> Outcome:
         if statement.scope is ast.VariableScope.SYSTEM:
-            raise SqlError("ALTER SYSTEM is not supported", sqlstate="0A000", hint="Use RESET in each session.")
+            return await self.coordinator.objects.execute(self, statement)
         if statement.name is None:
             self.variables.reset_all()
         else:

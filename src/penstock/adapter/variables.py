@@ -138,6 +138,19 @@ _VARIABLES = [
     Variable("transaction_isolation", "strict serializable", _isolation, "How consistent reads are."),
     Variable("transaction_read_only", "off", _boolean, "Whether this transaction may write."),
 ]
+SYSTEM_VARIABLES = {
+    variable.name: variable
+    for variable in [
+        Variable(
+            "persist_consensus_use_committer",
+            "on",
+            _boolean,
+            "Whether all processes reach the consensus store through the committer, or each directly.",
+        ),
+    ]
+}
+"""By name, in lower case: what ALTER SYSTEM changes, for everybody."""
+
 _BY_NAME = {variable.name.lower(): variable for variable in _VARIABLES}
 _ALIASES = {
     "schema": "search_path",
@@ -149,9 +162,13 @@ _ALIASES = {
 
 
 def lookup(name: str) -> Variable:
-    """The variable called `name`, in any case. Raises `SqlError` 42704."""
+    """The session variable called `name`, in any case. Raises `SqlError` 42704, 55P02 for one of the system."""
     key = name.lower()
     variable = _BY_NAME.get(_ALIASES.get(key, key))
+    if key in SYSTEM_VARIABLES:
+        raise SqlError(
+            f'parameter "{key}" cannot be changed in a session', sqlstate="55P02", hint="Use ALTER SYSTEM SET."
+        )
     if variable is None:
         raise SqlError(f'unrecognized configuration parameter "{name}"', sqlstate="42704")
     return variable

@@ -69,7 +69,7 @@ def serve(
         str,
         typer.Option(
             help="Address of a `penstock persistd`, unix:/path or host:port: coordinator and replicas reach the store "
-            "of shard states through it, and --consensus is its business.",
+            "of shard states through it; --consensus is then needed only where persist_consensus_use_committer is off.",
             envvar="PENSTOCK_EXTERNAL_COMMITTER",
         ),
     ] = "",

@@ -26,7 +26,9 @@ _log = structlog.get_logger("penstock.serve")
 
 @dataclass(frozen=True)
 class Stores:
-    """Where state is; what is empty is in the data directory. With an external committer, `consensus` must be empty."""
+    """Where state is; what is empty is in the data directory. With an external committer, `consensus` says where that
+    one's store is, for bypassing it, and may be empty.
+    """
 
     consensus: str = ""
     blob: str = ""
@@ -36,8 +38,6 @@ class Stores:
 
 def run(data_dir: Path, host: str, port: int, stores: Stores) -> int:
     """Serve until told to stop. Returns the exit code; says on standard error why it is not 0."""
-    if stores.external_committer and stores.consensus:
-        return refuse("with --external-committer the consensus store is that process's business: leave --consensus out")
     if "mem:" in (stores.consensus, stores.blob):
         return refuse("a store in memory serves no database: its replicas could not see it, and nothing would last")
     try:
@@ -57,7 +57,7 @@ async def _serve(directory: DataDirectory, config: ServerConfig, stores: Stores)
     stop = stop_on_signals()
     environment = Environment(
         EnvironmentConfig(
-            consensus_url=stores.consensus or directory.consensus_url,
+            consensus_url=stores.consensus or ("" if stores.external_committer else directory.consensus_url),
             blob_url=stores.blob or directory.blob_url,
             run_dir=directory.run_directory(),
             external_committer=stores.external_committer,

@@ -14,6 +14,7 @@ from penstock.committer.credentials import NO_CREDENTIALS, CredentialFiles, Cred
 from penstock.committer.daemon import Persistd, PersistdConfig
 from penstock.committer.in_process import InProcessConsensus
 from penstock.committer.pubsub_client import RpcPubSub
+from penstock.committer.routed import RoutedConsensus, WrongStore
 from penstock.committer.server import CommitterServer
 from penstock.committer.waiting import HopelessStore, connected_when_ready, open_when_ready
 from penstock.committer.wire import InvalidRequest
@@ -32,9 +33,11 @@ __all__ = [
     "InvalidRequest",
     "Persistd",
     "PersistdConfig",
+    "RoutedConsensus",
     "RpcConsensus",
     "RpcPubSub",
     "ShardCache",
+    "WrongStore",
     "check_address",
     "connected_when_ready",
     "open_when_ready",

@@ -90,9 +90,10 @@ class Flow:
 class Cluster:
     """See the module."""
 
-    def __init__(self, spec: ClusterSpec, txns_shard: str, clock: Clock) -> None:
+    def __init__(self, spec: ClusterSpec, txns_shard: str, clock: Clock, *, bypass_committer: bool = False) -> None:
         self.spec = spec
         self.history = CommandHistory(pb.CreateInstance(txns_shard=txns_shard))
+        self.history.record(_configuration(bypass_committer))
         self.replicas: dict[ReplicaId, ReplicaConnection] = {}
         self.flows: dict[GlobalId, Flow] = {}
         self.exports: dict[GlobalId, Export] = {}
@@ -103,6 +104,10 @@ class Cluster:
         self._changed: set[Export] = set()
 
     # What the controller asks
+
+    def configure(self, *, bypass_committer: bool) -> None:
+        """Settings of the replicas, those to come included."""
+        self._tell(_configuration(bypass_committer))
 
     def create(
         self, description: DataflowDescription, holds: dict[GlobalId, ReadHold], durable_upper: Frontier
@@ -386,6 +391,10 @@ class Cluster:
         self.history.record(command)
         for connection in self.replicas.values():
             connection.send(command)
+
+
+def _configuration(bypass_committer: bool) -> pb.Command:
+    return pb.Command(configure=pb.Configure(bypass_committer=bypass_committer))
 
 
 def inputs_of(description: DataflowDescription) -> dict[GlobalId, bool]:

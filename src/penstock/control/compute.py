@@ -61,7 +61,9 @@ class ComputeController:
         *,
         txns_shard: ShardId,
         clock: Clock | None = None,
+        bypass_committer: bool = False,
     ) -> None:
+        """`bypass_committer`: whether replicas reach the consensus store directly, until `configure` says otherwise."""
         self._storage, self._orchestrator, self._txns_shard = storage, orchestrator, txns_shard
         self._clock = clock or SystemClock()
         self._clusters: dict[ClusterId, Cluster] = {}
@@ -71,6 +73,13 @@ class ComputeController:
         self._tasks = TaskOwner("compute-controller")
         self._tasks.spawn(self._maintain(), "maintain")
         self._initialized = False
+        self._bypass_committer = bypass_committer
+
+    def configure(self, *, bypass_committer: bool) -> None:
+        """Tell all replicas, those to come included. Returns before they have heard of it."""
+        self._bypass_committer = bypass_committer
+        for cluster in self._clusters.values():
+            cluster.configure(bypass_committer=bypass_committer)
 
     # Clusters
 
@@ -78,7 +87,8 @@ class ComputeController:
         """Start its replicas; returns before they answer."""
         if spec.id in self._clusters:
             raise InternalError(f"cluster {spec.id} was created twice")
-        cluster = self._clusters[spec.id] = Cluster(spec, self._txns_shard, self._clock)
+        cluster = Cluster(spec, self._txns_shard, self._clock, bypass_committer=self._bypass_committer)
+        self._clusters[spec.id] = cluster
         if self._initialized:
             cluster.initialization_complete()
         for replica in spec.replicas:

@@ -9,6 +9,7 @@ Contract of `replay`:
 * Each dataflow appears with the as-of that its exports may be compacted to by now: a new replica does not
   recompute history that nobody can read, and a running dataflow is never asked for times it has compacted
   away.
+* Of the settings only the last ones appear, before everything that they may change.
 * Dropped dataflows, cancelled and answered peeks do not appear.
 * Dataflows keep the order of their creation: an index comes before those who import it.
 * Peeks come before compactions, so that compacting cannot overtake a read.
@@ -36,6 +37,7 @@ class CommandHistory:
 
     def __init__(self, instance: pb.CreateInstance) -> None:
         self._instance = instance
+        self._configure: pb.Configure | None = None
         self._flows: dict[str, _Flow] = {}
         self._flow_of: dict[str, str] = {}
         self._peeks: dict[bytes, pb.Peek] = {}
@@ -48,6 +50,8 @@ class CommandHistory:
     def record(self, command: pb.Command) -> None:
         """Take note of a command that is sent. Commands about unknown ids change nothing."""
         match command.WhichOneof("kind"):
+            case "configure":
+                self._configure = command.configure
             case "create_dataflow":
                 self._create(command.create_dataflow)
             case "schedule":
@@ -78,6 +82,8 @@ class CommandHistory:
         """The commands after Hello that bring a replica up to date."""
         flows = self._flows.values()
         commands = [pb.Command(create_instance=self._instance)]
+        if self._configure is not None:
+            commands.append(pb.Command(configure=self._configure))
         for flow in flows:
             create = pb.CreateDataflow()
             create.CopyFrom(flow.create)

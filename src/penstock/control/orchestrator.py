@@ -63,12 +63,16 @@ class ProcessOrchestrator:
         *,
         clock: Clock | None = None,
         arguments: Sequence[str] = (),
+        consensus_url: str = "",
     ) -> None:
         """`run_dir`: sockets and logs. `consensus`: RPC target of a committer. `blob`: URL of the blob
         store. `arguments`: more of them for every replica, such as where the committer's credentials are.
+        `consensus_url`: of the store itself, for replicas that are told to bypass the committer.
         """
-        self._run_dir, self._consensus, self._blob = run_dir, consensus, blob
+        self._run_dir, self._consensus = run_dir, consensus
         self._arguments = list(arguments)
+        # Not arguments: the URLs may hold secrets, and everybody on the machine can read a process's arguments.
+        self._environment = {"PENSTOCK_BLOB_URL": blob, "PENSTOCK_CONSENSUS_URL": consensus_url}
         self._clock = clock or SystemClock()
         self._children: dict[ReplicaId, _Child] = {}
         self._tasks = TaskOwner("orchestrator")
@@ -86,8 +90,7 @@ class ProcessOrchestrator:
                 *self._arguments,
                 "--end-with-stdin",
             ]
-            # Not an argument: the URL may hold a secret, and everybody on the machine can read the arguments.
-            environment = {**os.environ, "PENSTOCK_BLOB_URL": self._blob}
+            environment = {**os.environ, **self._environment}
             child.watch = self._tasks.spawn(child.keep_alive(arguments, environment), f"watch-{replica}")
             self._children[replica] = child
         return child.address

@@ -29,7 +29,7 @@ from penstock.persist.file import FileBlob
 from penstock.persist.filter import And, Compare, Filter, IsNull, Not, Opaque, Operator, Or, columns_of, matching
 from penstock.persist.leased_part import LeasedPart, LeasedStep
 from penstock.persist.listen import Listen, ListenEvent
-from penstock.persist.location import open_blob, open_blob_when_ready, open_consensus
+from penstock.persist.location import open_blob, open_blob_when_ready, open_consensus, open_existing_consensus
 from penstock.persist.mem import MemBlob, MemConsensus
 from penstock.persist.pubsub import LocalPubSub, PubSub
 from penstock.persist.read import ReadHandle
@@ -133,4 +133,5 @@ __all__ = [
     "open_blob",
     "open_blob_when_ready",
     "open_consensus",
+    "open_existing_consensus",
 ]

@@ -98,6 +98,19 @@ def _object_consensus(url: str) -> Consensus:
     return ObjectConsensus(open_client(url, conditional=True))
 
 
+def open_existing_consensus(url: str) -> Consensus:
+    """As `open_consensus`, for one more process that joins others on their store: it creates nothing, so that what was
+    lost under them is reported (`SchemaMissing`) and not replaced by something empty. Raises `ValueError` also for a
+    file that is not there.
+    """
+    if _scheme(url) in _POSTGRES:
+        return _with_extra("postgres", lambda: _postgres(url, None, create=False))
+    scheme, path = _split(url)
+    if scheme == "sqlite" and not Path(path).is_file():
+        raise ValueError(f"there is no file {path}")
+    return open_consensus(url)
+
+
 def open_consensus_for_reading(url: str) -> Consensus:
     """As `open_consensus`, but nothing is created and nothing can be written where the kind of store can see to it:
     in PostgreSQL, which then refuses writes. Local files have readers of their own (`penstock.persist.readonly`).
@@ -132,10 +145,10 @@ async def open_blob_when_ready(url: str, clock: Clock) -> Blob:
         raise
 
 
-def _postgres(url: str, clock: Clock | None, *, read_only: bool = False) -> Consensus:
+def _postgres(url: str, clock: Clock | None, *, read_only: bool = False, create: bool = True) -> Consensus:
     from penstock.persist.postgres import PostgresConsensus
 
-    return PostgresConsensus(url, clock=clock, read_only=read_only)
+    return PostgresConsensus(url, clock=clock, read_only=read_only, create=create)
 
 
 def _with_extra(extra: str, make: Callable[[], T]) -> T:

@@ -63,7 +63,8 @@ _REFUSALS = re.compile(
 
 
 class PostgresConsensus:
-    """A `BatchingConsensus` at a ``postgres://`` URL. Connects on first use and then creates its table, once.
+    """A `BatchingConsensus` at a ``postgres://`` URL. Connects on first use and then, unless told not to, creates its
+    table, once.
 
     Raises `ValueError` for a URL that can never work. Operations raise `StoreRefused` when the server turns the
     credentials down and `SchemaMissing` when the table was dropped since; what surely did not happen is
@@ -72,8 +73,10 @@ class PostgresConsensus:
     answer timeout, and is done or not done.
     """
 
-    def __init__(self, url: str, *, clock: Clock | None = None, read_only: bool = False) -> None:
-        """`read_only`: creates nothing, the server refuses writes, and a standby will do (its head may be old)."""
+    def __init__(self, url: str, *, clock: Clock | None = None, read_only: bool = False, create: bool = True) -> None:
+        """`create`: whether a missing table is created on first use. `read_only`: creates nothing, the server refuses
+        writes, and a standby will do (its head may be old).
+        """
         settings = StoreUrl(url)
         self._where = settings.shown
         isolation = settings.choice("isolation", tuple(_ISOLATIONS))
@@ -95,7 +98,7 @@ class PostgresConsensus:
         self._table = table
         self._cockroach = False
         self._schema_lock = asyncio.Lock()
-        self._schema_seen = read_only
+        self._schema_seen = read_only or not create
         self._read_only = read_only
         self._closed = False
         self._tasks = TaskOwner("postgres-consensus")

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Command(_message.Message):
-    __slots__ = ("hello", "create_instance", "create_dataflow", "schedule", "allow_compaction", "allow_writes", "peek", "cancel_peek", "peek_credit", "initialization_complete")
+    __slots__ = ("hello", "create_instance", "create_dataflow", "schedule", "allow_compaction", "allow_writes", "peek", "cancel_peek", "peek_credit", "initialization_complete", "configure")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     CREATE_INSTANCE_FIELD_NUMBER: _ClassVar[int]
     CREATE_DATAFLOW_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class Command(_message.Message):
     CANCEL_PEEK_FIELD_NUMBER: _ClassVar[int]
     PEEK_CREDIT_FIELD_NUMBER: _ClassVar[int]
     INITIALIZATION_COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     create_instance: CreateInstance
     create_dataflow: CreateDataflow
@@ -28,7 +29,8 @@ class Command(_message.Message):
     cancel_peek: CancelPeek
     peek_credit: PeekCredit
     initialization_complete: InitializationComplete
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., create_instance: _Optional[_Union[CreateInstance, _Mapping]] = ..., create_dataflow: _Optional[_Union[CreateDataflow, _Mapping]] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ..., allow_compaction: _Optional[_Union[AllowCompaction, _Mapping]] = ..., allow_writes: _Optional[_Union[AllowWrites, _Mapping]] = ..., peek: _Optional[_Union[Peek, _Mapping]] = ..., cancel_peek: _Optional[_Union[CancelPeek, _Mapping]] = ..., peek_credit: _Optional[_Union[PeekCredit, _Mapping]] = ..., initialization_complete: _Optional[_Union[InitializationComplete, _Mapping]] = ...) -> None: ...
+    configure: Configure
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., create_instance: _Optional[_Union[CreateInstance, _Mapping]] = ..., create_dataflow: _Optional[_Union[CreateDataflow, _Mapping]] = ..., schedule: _Optional[_Union[Schedule, _Mapping]] = ..., allow_compaction: _Optional[_Union[AllowCompaction, _Mapping]] = ..., allow_writes: _Optional[_Union[AllowWrites, _Mapping]] = ..., peek: _Optional[_Union[Peek, _Mapping]] = ..., cancel_peek: _Optional[_Union[CancelPeek, _Mapping]] = ..., peek_credit: _Optional[_Union[PeekCredit, _Mapping]] = ..., initialization_complete: _Optional[_Union[InitializationComplete, _Mapping]] = ..., configure: _Optional[_Union[Configure, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("epoch", "nonce")
@@ -43,6 +45,12 @@ class CreateInstance(_message.Message):
     TXNS_SHARD_FIELD_NUMBER: _ClassVar[int]
     txns_shard: str
     def __init__(self, txns_shard: _Optional[str] = ...) -> None: ...
+
+class Configure(_message.Message):
+    __slots__ = ("bypass_committer",)
+    BYPASS_COMMITTER_FIELD_NUMBER: _ClassVar[int]
+    bypass_committer: bool
+    def __init__(self, bypass_committer: _Optional[bool] = ...) -> None: ...
 
 class CreateDataflow(_message.Message):
     __slots__ = ("id", "description", "as_of", "exports")

@@ -8,6 +8,7 @@ what was asked for.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 import pyarrow as pa
@@ -42,8 +43,16 @@ _log = structlog.get_logger("penstock.replica.instance")
 class Instance:
     """Dataflows by id, and the session that is told about them. Belongs to one event loop."""
 
-    def __init__(self, client: PersistClient, worker: Worker, clock: Clock, process: bytes) -> None:
-        """`process`: differs for each start of the replica."""
+    def __init__(
+        self,
+        client: PersistClient,
+        worker: Worker,
+        clock: Clock,
+        process: bytes,
+        configure: Callable[[pb.Configure], None],
+    ) -> None:
+        """`process`: differs for each start of the replica. `configure`: carries out new settings."""
+        self._configure = configure
         self._client, self._worker, self._clock, self._process = client, worker, clock, process
         self._flows: dict[GlobalId, Flow] = {}
         self._flow_of: dict[GlobalId, Flow] = {}
@@ -143,6 +152,8 @@ class Instance:
         match command.WhichOneof("kind"):
             case "create_instance":
                 self._create_instance(ShardId(command.create_instance.txns_shard))
+            case "configure":
+                self._configure(command.configure)
             case "create_dataflow":
                 async with self._rebuilding:
                     await self._create(command.create_dataflow)

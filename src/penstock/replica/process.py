@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -26,20 +27,23 @@ from penstock.committer import (
     AddressError,
     CredentialFiles,
     CredentialsError,
+    RoutedConsensus,
     RpcConsensus,
     RpcPubSub,
     check_address,
 )
 from penstock.dataflow import Dataflow, Worker
 from penstock.persist import PersistClient, open_blob
+from penstock.replica import compute_pb2 as pb
 from penstock.replica import compute_pb2_grpc as pb_grpc
 from penstock.replica.instance import Instance
 from penstock.replica.server import ComputeService
-from penstock.runtime import SystemClock
+from penstock.runtime import ExternalError, SystemClock
 
 _log = structlog.get_logger("penstock.replica")
 
 _SHUTDOWN_SECONDS = 0.8
+_CONSENSUS_URL = "PENSTOCK_CONSENSUS_URL"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,13 +86,14 @@ async def _serve(options: argparse.Namespace) -> None:
     if options.end_with_stdin:
         _stop_on_end_of_stdin(stop)
     clock = SystemClock()
-    consensus = RpcConsensus(options.consensus, credentials=options.credentials)
+    committer = RpcConsensus(options.consensus, credentials=options.credentials)
+    consensus = RoutedConsensus(committer, os.environ.get(_CONSENSUS_URL))
     pubsub = RpcPubSub(options.consensus, credentials=options.credentials)
     blob = open_blob(options.blob)
     client = PersistClient(blob, consensus, clock=clock, pubsub=pubsub)
     worker = Worker(on_failure=lambda dataflow, error: _post_failure(loop, instance, dataflow, error))
     loop = asyncio.get_running_loop()
-    instance = Instance(client, worker, clock, os.urandom(16))
+    instance = Instance(client, worker, clock, os.urandom(16), partial(_configure, consensus))
     halt = threading.Event()
     thread = threading.Thread(target=worker.run, args=(halt,), name="worker", daemon=True)
     thread.start()
@@ -107,11 +112,22 @@ async def _serve(options: argparse.Namespace) -> None:
             await client.close()
             await pubsub.close()
             await consensus.close()
+            await committer.close()
             await blob.close()
     halt.set()
     worker.activate()
     sys.stderr.flush()
     os._exit(0)  # whatever still waits for a store must not hold the process; nothing here is worth waiting for
+
+
+def _configure(consensus: RoutedConsensus, settings: pb.Configure) -> None:
+    if not settings.bypass_committer:
+        consensus.use_committer()
+        return
+    try:
+        consensus.use_store()
+    except (ValueError, ExternalError) as error:
+        _log.error(f"the committer is not bypassed: {error}; {_CONSENSUS_URL} says where the store is")
 
 
 def _log_to_stderr() -> None:
