@@ -16,7 +16,8 @@ import pytest
 from penstock.adapter import Environment, EnvironmentConfig
 from penstock.committer import InProcessConsensus, RpcConsensus
 from penstock.persist import CasResult, open_consensus
-from penstock.runtime import Determinate
+from penstock.runtime import Determinate, PenstockError
+from tests.adapter.test_environment import sql
 from tests.committer.batching import version
 from tests.committer.persistd_process import persistd
 
@@ -58,6 +59,37 @@ def test_the_standalone_committer_creates_the_tables_again(postgres_url: str, ta
         assert len(told) == 3, "said once each time"
         assert "42P01" in " ".join(told[0]["causes"])
         assert f'relation "{table}" does not exist' in " ".join(told[0]["causes"])
+
+
+def test_statements_are_told_of_the_loss_at_once_and_work_again_once_the_table_is_back(
+    postgres_url: str, table: str, tmp_path: Path
+) -> None:
+    """In the coordinator and in the replica; neither tries for minutes what only somebody else can mend."""
+
+    def rename(before: str, after: str) -> None:
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(f"ALTER TABLE {before} RENAME TO {after}")
+
+    async def main() -> None:
+        (tmp_path / "run").mkdir()
+        config = EnvironmentConfig(f"{postgres_url}&table={table}", f"file:{tmp_path}/blob", tmp_path / "run")
+        environment = Environment(config)
+        try:
+            await environment.open()
+            await sql(environment, "CREATE TABLE t (a int)", "INSERT INTO t VALUES (1)")
+            rename(table, "set_aside")
+            for statement in ("INSERT INTO t VALUES (2)", "SELECT a FROM t"):  # the replica has not read it yet
+                with pytest.raises(PenstockError) as error:
+                    async with asyncio.timeout(10):
+                        await sql(environment, statement)
+                assert "42P01" in f"{error.value} {getattr(error.value, 'detail', '')}"
+            rename("set_aside", table)
+            await sql(environment, "INSERT INTO t VALUES (3)")
+            assert await sql(environment, "SELECT a FROM t ORDER BY a") == [(1,), (3,)]
+        finally:
+            await environment.close()
+
+    asyncio.run(main())
 
 
 def test_a_coordinators_committer_reports_the_loss(postgres_url: str, table: str, tmp_path: Path) -> None:

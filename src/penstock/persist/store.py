@@ -60,7 +60,7 @@ class StoreRefused(StoreUnusable):
     sqlstate = "28000"
 
 
-class SchemaMissing(Determinate):
+class SchemaMissing(StoreUnusable):
     """The tables of the store are gone: dropped, or the database is a fresh one. Nothing happened.
 
     Only who may take the loss of everything for granted creates them again (a committer that serves whatever
