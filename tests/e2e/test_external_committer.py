@@ -45,7 +45,11 @@ class Installation:
             "PENSTOCK_EXTERNAL_COMMITTER": self.address,
             "PENSTOCK_COMMITTER_TOKEN_FILE": str(token_file),
         }
-        self.start_server(**environment)
+        try:
+            self.start_server(**environment)
+        except BaseException:
+            self.persistd.end()
+            raise
 
     def start_persistd(self) -> None:
         self.persistd = PersistdProcess(self._directory, *self._arguments)
