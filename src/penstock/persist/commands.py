@@ -121,6 +121,11 @@ def append(
     return Step(Appended(batch.id if batch else None), diff)
 
 
+def fence(state: State) -> Step[None]:
+    """A version that changes nothing: every attempt that was made before it fails, and is thought over."""
+    return Step(None) if state.tombstone or state.seqno < 0 else Step(None, Diff())
+
+
 def replace_batches(
     state: State, *, ids: tuple[int, ...], since: Frontier, parts: tuple[Part, ...], uncertain: bool
 ) -> Step[Applied]:

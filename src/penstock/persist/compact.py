@@ -18,13 +18,13 @@ from collections.abc import Sequence, Set
 import structlog
 
 from penstock.persist import commands
-from penstock.persist.commands import Applied
+from penstock.persist.commands import Applied, Step
 from penstock.persist.config import PersistConfig
 from penstock.persist.merge import Merge, sorted_and_consolidated, write_run
 from penstock.persist.parts import encode_inline
-from penstock.persist.partstore import memory_of
+from penstock.persist.partstore import age_ms, memory_of
 from penstock.persist.schema import SchemaId, SchemaVersion
-from penstock.persist.shard import Shard
+from penstock.persist.shard import Attempt, Shard
 from penstock.persist.state import HollowPart, LinkedBatch, Part, State
 from penstock.runtime import Determinate, ExternalError, Frontier, PenstockError, Timestamp
 
@@ -164,14 +164,16 @@ async def compact(shard: Shard, inputs: Sequence[LinkedBatch], claimant: str = "
             return Applied.NO
     since = Frontier(shard.state.since)
     parts = await _merge(shard, inputs, since)
+
+    def replace(state: State, attempt: Attempt) -> Step[Applied]:
+        step = commands.replace_batches(state, ids=ids, since=since, parts=parts, uncertain=attempt.uncertain)
+        if step.diff is not None and age_ms(parts, attempt.now_ms) > shard.config.link_ms:
+            return Step(Applied.UNKNOWN if attempt.uncertain else Applied.NO)  # a sweep may have deleted it
+        return step
+
     outcome = Applied.NO
     try:
-        outcome = await shard.commit(
-            lambda state, attempt: commands.replace_batches(
-                state, ids=ids, since=since, parts=parts, uncertain=attempt.uncertain
-            ),
-            "replace_batches",
-        )
+        outcome = await shard.commit(replace, "replace_batches")
     except Determinate:
         await _delete(shard, parts)
         raise

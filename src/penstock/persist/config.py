@@ -38,9 +38,9 @@ class PersistConfig:
     * `store_retry_ms`: how long an operation on a failing store is retried before its error is raised.
     * `cache_bytes`: decoded parts kept in memory.
     * `maintenance`: whether this client compacts, rolls up and collects garbage.
-    * `link_ms`: a stored batch can be appended for so long. `sweep`: whether blobs that crashes left behind are
-      deleted; they are by whoever owns the transactions, once older than twice `link_ms`. `sweep_pause_ms`: between
-      one shard and the next.
+    * `link_ms`: a stored batch can be appended for so long; clocks must agree to within it. `sweep`: whether blobs
+      that crashes left behind are deleted; they are by whoever owns the transactions, once older than twice `link_ms`.
+      `sweep_pause_ms`: between one shard and the next.
     """
 
     inline_bytes: int = 32 * 1024

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
@@ -211,6 +211,13 @@ def part_time_ms(name: str) -> int | None:
         return int(name[1:13], 16) if name.startswith("p") else None
     except ValueError:
         return None
+
+
+def age_ms(parts: Iterable[Part], now_ms: int) -> int:
+    """How long ago the first blob of `parts` was written; 0 for none."""
+    names = (part.key.rpartition("/")[2] for part in parts if isinstance(part, HollowPart))
+    written = [time for time in map(part_time_ms, names) if time is not None]
+    return now_ms - min(written, default=now_ms)
 
 
 def _slices(updates: Updates, bytes_max: int) -> list[Updates]:

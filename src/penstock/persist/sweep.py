@@ -1,10 +1,11 @@
 """The sweep: blobs that were stored but that no state came to refer to, because a process died in between.
 
 A blob says when it was written. It may be linked until `PersistConfig.link_ms` later (`Batch.check_age`), and is
-swept once twice as old; in between the clocks of all processes may disagree, and a process may sleep between its
-check and its commit. What a log outside the shard's state points to may be older: its owner names it. The order makes
-this safe: list the blobs, ask what to keep, then read the state. A batch that moves from the log to the state
-meanwhile is in one of the two.
+swept once twice as old: by so much the clocks of processes may disagree. A process may be stopped for any time
+between its check and its commit, so the sweep first commits a version of its own: attempts from before it fail, and
+later ones check the age again. What a log outside the shard's state points to may be older: its owner names it. The
+order makes this safe: list the blobs, ask what to keep, then read the state. A batch that moves from the log to the
+state meanwhile is in one of the two.
 
 One owner per environment runs a `Sweeper`; two of them do the same work twice, and no harm.
 """
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from penstock.persist import metrics
+from penstock.persist import commands, metrics
 from penstock.persist.collect import removed_keys, store_patiently
 from penstock.persist.errors import ClientClosed
 from penstock.persist.partstore import part_time_ms
@@ -36,17 +37,22 @@ _DELETED_MAX = 1000
 _LIST_MS = 60 * 60 * 1000
 
 Keep = Callable[[], Awaitable[frozenset[str]]]
-"""Keys, within the shard, that something outside its state refers to; asked anew each time."""
+"""Keys, within the shard, that something outside its state refers to, and that nothing will come to refer to once they
+are as old as what is swept. Asked anew each time there is something to sweep."""
 
 
 async def sweep_orphans(shard: Shard, older_than_ms: int, keep: frozenset[str] | Keep) -> list[str]:
     """See `PersistClient.sweep`."""
     blobs = await store_patiently(shard, lambda: shard.parts.blob.list_prefix(f"{shard.id}/"), "list")
-    kept = keep if isinstance(keep, frozenset) else await keep()
     state = await shard.fetch()
     written_before_ms = shard.clock.now_ms() - older_than_ms
-    orphans = {key.partition("/")[2] for key, _ in blobs} - state.keys() - kept
+    orphans = {key.partition("/")[2] for key, _ in blobs} - state.keys()
     orphans = {key for key in orphans if is_left_behind(key, state, written_before_ms)}
+    if not orphans:
+        return []
+    orphans -= keep if isinstance(keep, frozenset) else await keep()
+    await shard.commit(lambda state, _: commands.fence(state), "fence")
+    orphans -= shard.state.keys()
     if orphans:  # what diffs removed is the business of collection: readers may hold it
         async for removed in removed_keys(shard, None):
             orphans -= removed

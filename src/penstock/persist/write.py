@@ -14,7 +14,7 @@ from penstock.persist import commands, metrics
 from penstock.persist.commands import Appended, Step
 from penstock.persist.errors import BatchTooOld, ClientClosed, InvalidUsage, Mismatch
 from penstock.persist.parts import encode_inline
-from penstock.persist.partstore import part_time_ms
+from penstock.persist.partstore import age_ms
 from penstock.persist.schema import SchemaId
 from penstock.persist.shard import Attempt, Shard
 from penstock.persist.state import HollowPart, Part, State
@@ -24,6 +24,7 @@ from penstock.runtime import (
     Determinate,
     ExternalError,
     Frontier,
+    Indeterminate,
     InternalError,
     PenstockError,
     Updates,
@@ -60,8 +61,7 @@ class Batch:
 
     def check_age(self, now_ms: int, limit_ms: int) -> None:
         """Raise `BatchTooOld` when its blobs may have been swept, for nothing referred to them in time."""
-        written = [part_time_ms(key.rpartition("/")[2]) for key in self.keys]
-        waited_ms = now_ms - min((time for time in written if time is not None), default=now_ms)
+        waited_ms = age_ms(self.parts, now_ms)
         if waited_ms > limit_ms:
             raise BatchTooOld(self.shard, waited_ms, limit_ms)
 
@@ -134,30 +134,48 @@ class WriteHandle:
         """The shard's upper at some moment after the call began."""
         return Frontier((await self._shard.fetch()).upper)
 
+    async def fence_late_attempts(self) -> Frontier:
+        """Make every commit to the shard that is under way now, in whatever process, fail and be thought over.
+
+        Returns the shard's upper: what is not below it by now and is too old to be appended never will be. Durable.
+        """
+        await self._shard.commit(lambda state, _: commands.fence(state), "fence")
+        return self.upper
+
     async def wait_for_upper_past(self, frontier: Frontier) -> Frontier:
         """Wait until the upper is greater than `frontier` (at once for `DONE`); returns it."""
         state = await self._shard.wait_until(lambda state: state.upper > frontier or state.upper == DONE)
         return Frontier(state.upper)
 
     async def compare_and_append(
-        self, updates: Updates, expected_upper: Frontier, new_upper: Frontier
+        self, updates: Updates, expected_upper: Frontier, new_upper: Frontier, *, naming: Sequence[Batch] = ()
     ) -> Mismatch | None:
         """Append `updates` and move the upper from `expected_upper` to `new_upper`, if that is where it is.
 
         Times must be in ``[expected_upper, new_upper)``. Durable on None; on `Mismatch` nothing happened.
         Without updates it costs one consensus write. Raises `InvalidUsage`, `StoreFull` (nothing happened),
         or after long patience the store's error. A cancelled call has either happened or not.
+
+        `naming`: stored batches that the `updates` speak of. `BatchTooOld` is raised (nothing happened) when one of
+        them has waited for too long.
         """
         self._check_open()
         self._check_times(updates, expected_upper, new_upper)
         if await self._lost(expected_upper):
             return Mismatch(self.upper)
-        batch = await self.batch(updates, expected_upper, new_upper)
-        try:
-            result = await self._append([batch], expected_upper, new_upper)
-        except Determinate:
-            await self._discard(batch)
-            raise
+        while True:
+            batch = await self.batch(updates, expected_upper, new_upper)
+            try:
+                result = await self._append([batch], expected_upper, new_upper, [batch, *naming])
+                break
+            except Determinate:
+                await self._discard(batch)
+                raise
+            except BatchTooOld:
+                await self._discard(batch)
+                for one in naming:
+                    self._check_age(one)
+                _log.warning("updates are stored anew: this process was stopped for long", shard=self.shard)
         if isinstance(result, Mismatch):
             await self.delete_batch(batch)
             return result
@@ -192,7 +210,7 @@ class WriteHandle:
         self._check_open()
         for batch in batches:
             if not kept:
-                batch.check_age(self._shard.clock.now_ms(), self._shard.config.link_ms)
+                self._check_age(batch)
             if batch.shard != self.shard:
                 raise InvalidUsage(f"a batch of shard {batch.shard} cannot be appended to {self.shard}")
             if batch.parts and not expected_upper <= batch.lower <= batch.upper <= new_upper:
@@ -202,7 +220,7 @@ class WriteHandle:
                 )
         if await self._lost(expected_upper):
             return Mismatch(self.upper)
-        result = await self._append(batches, expected_upper, new_upper)
+        result = await self._append(batches, expected_upper, new_upper, () if kept else batches)
         return result if isinstance(result, Mismatch) else None
 
     async def delete_batch(self, batch: Batch) -> None:
@@ -232,7 +250,10 @@ class WriteHandle:
         except (PenstockError, TimeoutError) as error:
             _log.warning("writer not expired", shard=self.shard, writer=self._writer, error=repr(error))
 
-    async def _append(self, batches: Sequence[Batch], expected: Frontier, new: Frontier) -> Appended | Mismatch:
+    async def _append(
+        self, batches: Sequence[Batch], expected: Frontier, new: Frontier, young: Sequence[Batch]
+    ) -> Appended | Mismatch:
+        """Raises `BatchTooOld` when one of `young` has waited for too long by the time of the commit."""
         if not expected <= new <= DONE:
             raise InvalidUsage(
                 f"append to {self.shard} from {expected} up to {new}: the bounds are inverted or too great"
@@ -246,7 +267,7 @@ class WriteHandle:
         token = random_uuid().bytes
 
         def append(state: State, attempt: Attempt) -> Step[Appended | Mismatch]:
-            return commands.append(
+            step = commands.append(
                 state,
                 writer=self._writer,
                 token=token,
@@ -256,9 +277,25 @@ class WriteHandle:
                 now_ms=attempt.now_ms,
                 lease_ms=self._shard.config.writer_lease_ms,
             )
+            if step.diff is not None:
+                self._check_ages(young, attempt)
+            return step
 
         async with self._one_in_flight:  # a second one would make an unknown outcome undecidable
             return await self._shard.commit(append, "compare_and_append")
+
+    def _check_ages(self, batches: Sequence[Batch], attempt: Attempt) -> None:
+        """Asked in every attempt: whoever sweeps commits a version first, so that attempts from before it fail."""
+        try:
+            for batch in batches:
+                batch.check_age(attempt.now_ms, self._shard.config.link_ms)
+        except BatchTooOld as error:
+            if attempt.uncertain:
+                raise Indeterminate(f"an append to {self.shard} may have happened; since then: {error}") from error
+            raise
+
+    def _check_age(self, batch: Batch) -> None:
+        batch.check_age(self._shard.clock.now_ms(), self._shard.config.link_ms)
 
     def _check_times(self, updates: Updates, lower: Frontier, upper: Frontier) -> None:
         if lower > upper:

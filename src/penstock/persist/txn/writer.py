@@ -268,8 +268,10 @@ class TxnsWriter:
         return frozenset(key for write in self._log.unapplied(shard) for key in write.batch.keys)
 
     async def keys_to_keep(self, shard: ShardId) -> frozenset[str]:
-        """`unapplied_keys` as of some moment after the call began, whoever else commits: what a sweep must keep."""
-        upper = await self._writer.fetch_recent_upper()
+        """What a sweep must keep: `unapplied_keys` of all that is committed, by whomever, and ever will be of batches
+        that are too old to be committed now.
+        """
+        upper = await self._writer.fence_late_attempts()
         if upper > 0:
             await self._log.wait_past(step_back(upper))
         return self.unapplied_keys(shard)
@@ -320,11 +322,10 @@ class TxnsWriter:
         if ts < expected:
             return TooLate(expected)
         writes = [entry for entry in added if isinstance(entry, Write)]
-        for write in writes:
-            write.batch.check_age(self._clock.now_ms(), self._client.config.link_ms)
         tidy = [entry for entry in self._tidy.values() if self._log.holds(entry)]
         updates = encode(added, [*retracted, *tidy], ts)
-        result = await self._writer.compare_and_append(updates, expected, Frontier(ts + 1))
+        batches = [write.batch for write in writes]
+        result = await self._writer.compare_and_append(updates, expected, Frontier(ts + 1), naming=batches)
         if isinstance(result, Mismatch):
             return TooLate(result.current_upper)
         for entry in tidy:
