@@ -10,8 +10,9 @@ from penstock.persist import ShardId
 from penstock.persist.txn import TxnsReader, TxnsWriter
 from penstock.runtime import DONE, Frontier, Timestamp, Updates
 from sim.actors.reading import opener
-from sim.actors.rows import SCHEMA, check_listen, check_snapshot
+from sim.actors.rows import SCHEMA, as_seen_by, check_listen, check_snapshot
 from sim.actors.transactions import KEYS, Lists, TableModel
+from sim.actors.ways import check_contents
 from sim.checkers import appends, list_append
 from sim.checkers.list_append import Transaction
 from sim.environment import Environment, Node
@@ -101,13 +102,15 @@ class Audit:
         history = self._env.history(shard)
         if history.state.tombstone or history.upper == 0:
             return
-        reader = await opener(node, shard)()
+        reader = await opener(node, shard, self._dice)()
+        model = as_seen_by(reader, history)
         since, upper = int(reader.since), int(reader.upper)
         for as_of in sorted({since, (since + upper) // 2, upper - 1}):
             if since <= as_of < upper:
-                await check_snapshot(node, history, str(shard), reader, as_of)
+                await check_snapshot(node, model, str(shard), reader, as_of)
+                await check_contents(node, self._dice, model, str(shard), reader, as_of)
         if since < upper:
-            await check_listen(node, history, str(shard), reader, since, upper, with_snapshot=True)
+            await check_listen(node, model, str(shard), reader, since, upper, with_snapshot=True)
         await reader.expire()
 
     async def _audit_tables(self, node: Node) -> None:

@@ -13,7 +13,7 @@ from random import Random
 from prometheus_client import REGISTRY
 
 from penstock.persist import PersistConfig, ShardId, new_shard_id
-from sim.actors.keeping import control_since, finalize, sweep
+from sim.actors.keeping import control_since, evolve, finalize, sweep, sweep_tables
 from sim.actors.reading import follow, hold, read
 from sim.actors.transactions import coordinate, follow_table, read_tables, transact_plain
 from sim.actors.writing import write
@@ -26,10 +26,13 @@ from sim.world import TAIL_LINES, World
 
 SOMETIMES = (
     "append decided by reading back",
+    "batch had become too old",
     "collection crashed midway, finished by another",
     "compaction applied, the answer lost",
     "compaction result not applicable",
+    "cursor went through files",
     "fenced holder refused",
+    "filter spared parts",
     "finalize raced",
     "gap in pushed news",
     "inline drained to blobs",
@@ -40,12 +43,15 @@ SOMETIMES = (
     "mismatch was one's own commit",
     "news by poll",
     "news by push",
+    "parts fetched elsewhere",
     "read waited for its time",
     "reader expired and was told so",
     "reader of a finalized shard told so",
+    "schema evolved",
     "snapshot went on after an error",
     "stale cached state corrected",
     "sweeper removed an orphan",
+    "sweeper removed an orphaned part",
     "tables read at one time",
     "transaction applied by another process",
     "transaction tidied by another process",
@@ -91,6 +97,11 @@ class Plan:
                 downgrade_ms=choice([20, 300, 2000]),
                 store_retry_ms=choice([20, 300, 2000]),
                 cache_bytes=choice([0, 20_000, 1_000_000]),
+                stats_bytes=choice([0, 60, 1024]),
+                stats_from_bytes=0,
+                stats_audit_percent=choice([0, 50]),
+                snapshot_memory_bytes=choice([1000, 5000, 1_000_000]),
+                link_ms=choice([700, 2000]),
             ),
             rates=FaultRates(
                 determinate=fault * choice([0, 1, 2]),
@@ -177,12 +188,14 @@ class Run:
             "hold": lambda n, d: hold(n, d, dice_of(d, plain)),
             "lists": lambda n, d: transact_plain(n, d, self._lists, places),
             "since": lambda n, d: self._control(n, d, dice_of(d, (*plain, self._lists))),
-            "sweep": lambda n, d: sweep(n, d, plain),
+            "sweep": lambda n, d: sweep(n, d, (*plain, self._lists)),
+            "evolve": lambda n, d: evolve(n, d, dice_of(d, plain)),
             "finalize": lambda n, d: finalize(n, d, self._doomed),
         }
         if txns is not None:
             jobs["tables"] = lambda n, d: read_tables(n, d, self._tables)
             jobs["follow table"] = lambda n, d: follow_table(n, d, dice_of(d, self._tables))
+            jobs["sweep tables"] = lambda n, d: sweep_tables(n, d, self._tables)
             jobs["table since"] = lambda n, d: self._control(n, d, dice_of(d, self._tables))
         for name in dice.sample(sorted(jobs), self.plan.actors):
             node.act(name, jobs[name])

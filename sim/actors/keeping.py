@@ -1,17 +1,22 @@
-"""Keepers of shards: holders of critical sinces who fence one another, sweepers, finalizers."""
+"""Keepers of shards: holders of critical sinces who fence one another, sweepers, finalizers, designers of schemas."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
-from penstock.persist import Fenced, ShardId, SinceHandle
-from penstock.runtime import DONE, ExternalError, Frontier
+from penstock.persist import Evolved, Fenced, Incompatible, ReaderExpired, ShardId, SinceHandle
+from penstock.persist.partstore import part_time_ms
+from penstock.persist.sweep import Keep
+from penstock.persist.txn import TxnsWriter
+from penstock.runtime import DONE, ExternalError, Frontier, InternalError
+from sim.actors.rows import WIDE
 from sim.environment import Node
 
 CRITICAL = "controller"
-SWEEP_OLDER_S = 60.0
-"""Longer than any process of a run may be between storing a batch and appending it, freezes included."""
+_AGE_PER_LINK = 2
+"""As the product's sweeper has it."""
 
 
 async def control_since(node: Node, dice: Random, shard: ShardId, upper: Callable[[], int], lag: int) -> None:
@@ -50,15 +55,57 @@ async def _reign(
 
 
 async def sweep(node: Node, dice: Random, shards: tuple[ShardId, ...]) -> None:
-    """Sweep old orphans of plain shards now and then."""
+    """Sweep old orphans of plain shards again and again."""
     while not node.done:
-        await node.idle(dice, 4.0)
-        shard = dice.choice(shards)
+        await _sweep(node, dice, dice.choice(shards), frozenset())
+
+
+async def sweep_tables(node: Node, dice: Random, tables: tuple[ShardId, ...]) -> None:
+    """Sweep what transactions left behind, and nothing that they may come to need."""
+    txns = node.env.txns_shard
+    assert txns is not None
+    while not node.done:
         try:
-            if await node.client.sweep(shard, older_than_ms=int(SWEEP_OLDER_S * 1000)):
-                node.world.reached("sweeper removed an orphan")
-        except ExternalError as error:
-            node.log(f"sweep of {shard}: {error.message}")
+            writer = await TxnsWriter.open(node.client, txns)
+            while not node.done and dice.random() > 0.1:
+                shard = dice.choice((*tables, txns))
+                await _sweep(node, dice, shard, partial(writer.keys_to_keep, shard))
+            await writer.close()
+        except (ExternalError, ReaderExpired) as error:
+            node.log(f"sweeps tables anew: {error!r}")
+        except InternalError as error:
+            if "was closed" not in error.message:
+                raise
+
+
+async def _sweep(node: Node, dice: Random, shard: ShardId, keep: frozenset[str] | Keep) -> None:
+    await node.idle(dice, 1.0)
+    older_than_ms = _AGE_PER_LINK * node.env.config.link_ms
+    try:
+        swept = await node.client.sweep(shard, older_than_ms=older_than_ms, keep=keep)
+    except ExternalError as error:
+        node.log(f"sweep of {shard}: {error.message}")
+        return
+    if swept:
+        node.world.reached("sweeper removed an orphan")
+    if any(part_time_ms(key.rpartition("/")[2]) is not None for key in swept):
+        node.world.reached("sweeper removed an orphaned part")
+
+
+async def evolve(node: Node, dice: Random, shard: ShardId) -> None:
+    """Add a column, whoever is reading and writing meanwhile."""
+    await node.idle(dice, 2.0)
+    latest = await node.stubbornly(lambda: node.client.latest_schema(shard))
+    if latest is None or len(latest.schema) == len(WIDE):
+        return
+    result = await node.stubbornly(lambda: node.client.compare_and_evolve_schema(shard, latest.id, WIDE))
+    history = node.env.history(shard)
+    if isinstance(result, Evolved):
+        node.world.reached("schema evolved")
+        if len(history.state.schemas) != 2:
+            node.world.violated(f"{node.name} evolved {shard}, which has {len(history.state.schemas)} schemas")
+    elif isinstance(result, Incompatible) and not history.state.tombstone:
+        node.world.violated(f"{node.name} could not evolve {shard}: {result}")
 
 
 async def finalize(node: Node, dice: Random, shard: ShardId) -> None:

@@ -6,26 +6,46 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from random import Random
 
+import pyarrow as pa
+
 from penstock.persist import ReaderExpired, ShardId, SinceError
 from penstock.runtime import DONE, ExternalError, Frontier, Timestamp
-from sim.actors.rows import SCHEMA, Follow, Model, Reader, bounded, check_listen, check_snapshot, excused
+from sim.actors.rows import (
+    SCHEMA,
+    WIDE,
+    Follow,
+    Model,
+    Reader,
+    as_seen_by,
+    bounded,
+    check_listen,
+    check_snapshot,
+    excused,
+)
+from sim.actors.ways import check_contents
 from sim.environment import Node
 
 Open = Callable[[], Awaitable[Reader]]
 CANNOT_READ = (ReaderExpired, SinceError)
 
 
-def opener(node: Node, shard: ShardId) -> Open:
-    """How a plain shard is opened in `node`."""
-    return lambda: node.client.open_reader(shard, SCHEMA, purpose="simulation")
+def opener(node: Node, shard: ShardId, dice: Random) -> Open:
+    """How a plain shard is opened in `node`: as it was in the beginning, or as it is."""
+    return lambda: node.client.open_reader(shard, some_schema(node, dice, shard), purpose="simulation")
+
+
+def some_schema(node: Node, dice: Random, shard: ShardId) -> pa.Schema:
+    """One of the schemas of a plain shard."""
+    grown = len(node.env.history(shard).state.schemas) > 1
+    return WIDE if grown and dice.random() < 0.7 else SCHEMA
 
 
 async def read(node: Node, dice: Random, shard: ShardId) -> None:
     """Short reads by short-lived readers."""
-    model = node.env.history(shard)
     while not node.done:
         await node.idle(dice, 0.6)
-        reader = await node.stubbornly(opener(node, shard))
+        reader = await node.stubbornly(opener(node, shard, dice))
+        model = as_seen_by(reader, node.env.history(shard))
         try:
             for _ in range(dice.randint(1, 3)):
                 if not await read_once(node, dice, model, reader, str(shard)):
@@ -55,7 +75,7 @@ async def read_once(node: Node, dice: Random, model: Model, reader: Reader, name
     as_of = dice.randint(since, upper - 1)
     kind = dice.random()
     if kind < 0.7:
-        await check_snapshot(node, model, name, reader, as_of)
+        await check_contents(node, dice, model, name, reader, as_of)
     if kind > 0.5 and since < DONE:
         await check_listen(node, model, name, reader, as_of, upper, with_snapshot=dice.random() < 0.5)
         return False
@@ -64,7 +84,7 @@ async def read_once(node: Node, dice: Random, model: Model, reader: Reader, name
 
 async def follow(node: Node, dice: Random, shard: ShardId) -> None:
     """One long listen, for as long as the process lives; opened anew after its lease was lost."""
-    await follow_model(node, dice, node.env.history(shard), opener(node, shard), str(shard))
+    await follow_model(node, dice, node.env.history(shard), opener(node, shard, dice), str(shard))
 
 
 async def follow_model(node: Node, dice: Random, model: Model, open_: Open, name: str) -> None:
@@ -79,7 +99,7 @@ async def follow_model(node: Node, dice: Random, model: Model, open_: Open, name
         following: Follow | None = None
         try:
             listen = await (reader.subscribe if with_snapshot else reader.listen)(Timestamp(as_of))
-            following = Follow(node, model, name, listen, as_of, with_snapshot)
+            following = Follow(node, as_seen_by(reader, model), name, listen, as_of, with_snapshot)
             node.follows[name] = following
             while True:
                 try:
@@ -102,10 +122,10 @@ async def follow_model(node: Node, dice: Random, model: Model, open_: Open, name
 
 async def hold(node: Node, dice: Random, shard: ShardId) -> None:
     """Hold a time, do nothing for a while, then read exactly there; let go of it step by step."""
-    model = node.env.history(shard)
     lease_s = node.env.config.reader_lease_ms / 1000
     while not node.done:
-        reader = await node.stubbornly(opener(node, shard))
+        reader = await node.stubbornly(opener(node, shard, dice))
+        model = as_seen_by(reader, node.env.history(shard))
         try:
             for _ in range(dice.randint(1, 4)):
                 await node.idle(dice, lease_s * dice.choice([0.1, 0.5, 1.5]))
@@ -113,7 +133,7 @@ async def hold(node: Node, dice: Random, shard: ShardId) -> None:
                 if since == DONE or node.done:
                     return
                 if since < reader.upper:
-                    await check_snapshot(node, model, str(shard), reader, since)
+                    await check_contents(node, dice, model, str(shard), reader, since)
                     to = dice.randint(since, int(reader.upper) - 1)
                     await reader.downgrade_since(Frontier(to))
                     if reader.since < to:

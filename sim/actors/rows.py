@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from penstock.persist import ReaderExpired, ReadHandle, SinceError
+from penstock.persist import Filter, ReaderExpired, ReadHandle, SinceError
 from penstock.persist.txn import TxnsReadHandle
 from penstock.runtime import ExternalError, Timestamp, Updates
-from sim.checkers.appends import Row, Update
+from sim.checkers.appends import Row, Update, as_row
 from sim.checkers.shard import Contents
 from sim.environment import Node
 
 SCHEMA = pa.schema([("k", pa.int64()), ("v", pa.string())])
+WIDE = pa.schema([*SCHEMA, ("w", pa.string())])
+"""What plain shards may grow to."""
+T = TypeVar("T")
 Reader = ReadHandle | TxnsReadHandle
 
 
@@ -31,31 +35,59 @@ class Model(Protocol):
     def between(self, first: int, end: int) -> Contents: ...
 
 
-def to_updates(changes: Sequence[Update]) -> Updates:
+@dataclass(frozen=True)
+class Narrow:
+    """`model`, to readers that do not know the third column."""
+
+    model: Model
+
+    @property
+    def upper(self) -> int:
+        return self.model.upper
+
+    def at(self, as_of: int) -> Counter[Row]:
+        narrow: Counter[Row] = Counter()
+        for row, count in self.model.at(as_of).items():
+            narrow[row[0], row[1]] += count
+        return without_zeros(narrow)
+
+    def between(self, first: int, end: int) -> Contents:
+        narrow: Contents = Counter()
+        for (row, time), count in self.model.between(first, end).items():
+            narrow[(row[0], row[1]), time] += count
+        return without_zeros(narrow)
+
+
+def as_seen_by(reader: Reader, model: Model) -> Model:
+    """`model`, as `reader` must see it."""
+    return Narrow(model) if len(reader.schema) == len(SCHEMA) else model
+
+
+def to_updates(changes: Sequence[Update], schema: pa.Schema = SCHEMA) -> Updates:
     columns = [
-        pa.array([row[0] for _, row, _ in changes], pa.int64()),
-        pa.array([row[1] for _, row, _ in changes], pa.string()),
+        pa.array([row[place] if place < len(row) else None for _, row, _ in changes], kind)
+        for place, kind in enumerate(schema.types)
     ]
     times = np.array([time for time, _, _ in changes], dtype=np.uint64)
     diffs = np.array([diff for _, _, diff in changes], dtype=np.int64)
-    return Updates(pa.RecordBatch.from_arrays(columns, schema=SCHEMA), times, diffs)
+    return Updates(pa.RecordBatch.from_arrays(columns, schema=schema), times, diffs)
 
 
 def add(contents: Contents, updates: Updates) -> None:
     """Sum `updates` into `contents`."""
     columns = [column.to_pylist() for column in updates.rows.columns]
     for row, time, diff in zip(zip(*columns, strict=True), updates.times.tolist(), updates.diffs.tolist(), strict=True):
-        contents[row, time] += diff
+        contents[as_row(row), time] += diff
 
 
 def without_zeros(contents: Counter[Any]) -> Counter[Any]:
     return Counter({key: count for key, count in contents.items() if count})
 
 
-async def read_snapshot(node: Node, reader: Reader, as_of: int) -> Counter[Row]:
+async def read_snapshot(node: Node, reader: Reader, as_of: int, filter_: Filter | None = None) -> Counter[Row]:
     """The contents at `as_of`, going on where the store failed."""
     contents: Contents = Counter()
-    snapshot = reader.snapshot(Timestamp(as_of))
+    snapshot = reader.snapshot(Timestamp(as_of), filter_=filter_)
     try:
         while True:
             try:
@@ -67,14 +99,23 @@ async def read_snapshot(node: Node, reader: Reader, as_of: int) -> Counter[Row]:
                 await node.process.clock.sleep(0.2)
     finally:
         await snapshot.aclose()
-    return without_zeros(_by_row(contents))
+    return by_row(contents)
 
 
-def _by_row(contents: Contents) -> Counter[Row]:
+async def restart(node: Node, read: Callable[[], Awaitable[T]]) -> T:
+    """The result of `read`, begun anew where the store failed."""
+    while True:
+        try:
+            return await read()
+        except ExternalError:
+            await node.process.clock.sleep(0.2)
+
+
+def by_row(contents: Contents) -> Counter[Row]:
     total: Counter[Row] = Counter()
     for (row, _), count in contents.items():
         total[row] += count
-    return total
+    return without_zeros(total)
 
 
 class Follow:

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from random import Random
 
-from penstock.persist import InvalidUsage, Mismatch, PersistClient, ReaderExpired, ShardId, SinceError
+from penstock.persist import BatchTooOld, InvalidUsage, Mismatch, PersistClient, ReaderExpired, ShardId, SinceError
 from penstock.persist.txn import TxnsReader, TxnsReadHandle, TxnsWriter
 from penstock.runtime import Determinate, ExternalError, Frontier, InternalError, Timestamp, Updates, step_back
 from sim.actors.reading import follow_model
@@ -21,12 +21,12 @@ from sim.actors.rows import (
     Reader,
     add,
     bounded,
-    check_snapshot,
     excused,
     read_snapshot,
     to_updates,
     without_zeros,
 )
+from sim.actors.ways import check_contents
 from sim.checkers.appends import Row, Update
 from sim.checkers.list_append import Transaction
 from sim.checkers.shard import Contents
@@ -101,7 +101,7 @@ class Lists:
 
 def values_of(contents: Counter[Row], key: int) -> tuple[str, ...]:
     """The list of `key`, as it was read."""
-    texts = sorted(text for (own, text), count in contents.items() if own == key for _ in range(count))
+    texts = sorted(row[1] for row, count in contents.items() if row[0] == key for _ in range(count))
     return tuple(text.split("|")[1] for text in texts)
 
 
@@ -252,7 +252,7 @@ class Coordinator:
         one.outcome = None
         try:
             late = await writer.commit_at(writes, Timestamp(ts))
-        except (Determinate, InvalidUsage):
+        except (BatchTooOld, Determinate, InvalidUsage):
             one.outcome = False
             raise
         finish(node, one, late is None)
@@ -277,6 +277,8 @@ async def coordinate(node: Node, dice: Random, tables: tuple[ShardId, ...], plac
         coordinator = Coordinator(node, dice, tables, Lists(node, dice, places))
         try:
             await coordinator.run()
+        except BatchTooOld:
+            node.world.reached("batch had become too old")
         except (ExternalError, TimeoutError, ReaderExpired, SinceError, InvalidUsage) as error:
             node.log(f"coordinator begins anew: {error!r}")
         except InternalError as error:
@@ -329,7 +331,7 @@ async def _read_all(
         for handle in handles:
             model = TableModel(txns, handle.shard)
             try:
-                await bounded(check_snapshot(node, model, f"table {handle.shard}", handle, as_of), PATIENCE_S)
+                await bounded(check_contents(node, dice, model, f"table {handle.shard}", handle, as_of), PATIENCE_S)
             except SinceError as error:
                 if not excused(node, handle, error):
                     return

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
-from penstock.persist import Mismatch, ShardId, WriteHandle
+from penstock.persist import BatchTooOld, Mismatch, ShardId, WriteHandle
 from penstock.runtime import DONE, Determinate, Frontier, Indeterminate
+from sim.actors.reading import some_schema
 from sim.actors.rows import SCHEMA, to_updates
 from sim.checkers.appends import OPS_PER_ROW_KEY, Answer, Append, Row, Update
 from sim.environment import Node
@@ -43,7 +44,7 @@ class Writer:
         stale, current = self.handle.upper < expected, history.upper == expected
         try:
             result = await self._append([*rows, *retracted], expected, upper)
-        except Determinate:
+        except (Determinate, BatchTooOld):
             append.answer = Answer.REFUSED
             self._mine += [row for _, row, _ in retracted]
             await self._find_upper()
@@ -66,7 +67,7 @@ class Writer:
 
     async def _append(self, changes: list[Update], expected: int, upper: int) -> Mismatch | None:
         lower_frontier, upper_frontier = Frontier(expected), Frontier(upper)
-        updates = to_updates(changes)
+        updates = to_updates(changes, self.handle.schema)
         way = self._dice.random()
         if way < 0.1:  # loses patience at any moment
             async with asyncio.timeout(self._dice.random() * 0.05):
@@ -74,7 +75,12 @@ class Writer:
         if way < 0.3:
             batch = await self.handle.batch(updates, lower_frontier, upper_frontier)
             await self._node.idle(self._dice, 0.02)
-            result = await self.handle.compare_and_append_batches([batch], lower_frontier, upper_frontier)
+            try:
+                result = await self.handle.compare_and_append_batches([batch], lower_frontier, upper_frontier)
+            except BatchTooOld:
+                self._node.world.reached("batch had become too old")
+                await self._node.stubbornly(lambda: self.handle.delete_batch(batch))
+                raise
             if result is not None:
                 await self._node.stubbornly(lambda: self.handle.delete_batch(batch))
             return result
@@ -85,13 +91,15 @@ class Writer:
         count = dice.choice([0, 1, 1, 2, ROWS_MAX])
         filler = dice.choice([0, 0, 20, 120, 400])
         return [
-            (
-                dice.randrange(lower, upper),
-                (number * OPS_PER_ROW_KEY + index, f"{dice.getrandbits(4 * filler):x}" if filler else ""),
-                1,
-            )
+            (dice.randrange(lower, upper), self._row(number * OPS_PER_ROW_KEY + index, filler), 1)
             for index in range(count)
         ]
+
+    def _row(self, key: int, filler: int) -> Row:
+        text = f"{self._dice.getrandbits(4 * filler):x}" if filler else ""
+        if self.handle.schema.equals(SCHEMA) or self._dice.random() < 0.3:
+            return (key, text)
+        return (key, text, self._dice.choice(["", "late", text]))
 
     def _retractions(self, lower: int, upper: int) -> list[Update]:
         if not self._mine or self._dice.random() < 0.6:
@@ -123,7 +131,9 @@ async def write(node: Node, dice: Random, shard: ShardId) -> None:
     """Append again and again, now and then as a new writer."""
     pace = dice.choice([0.08, 0.2, 0.6])
     while not node.done:
-        handle = await node.stubbornly(lambda: node.client.open_writer(shard, SCHEMA, purpose="simulation"))
+        handle = await node.stubbornly(
+            lambda: node.client.open_writer(shard, some_schema(node, dice, shard), purpose="simulation")
+        )
         writer = Writer(node, dice, shard, handle)
         while not node.done and dice.random() > 0.03:
             if writer.expected == DONE:

@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any, cast
 
-Row = tuple[int, str]
+Row = tuple[int, str] | tuple[int, str, str]
+"""The third column came later: rows from before it, and those where it is NULL, have two."""
 Update = tuple[int, Row, int]
 """(time, row, diff)."""
 
@@ -47,6 +49,12 @@ class Committed:
     lower: int
     upper: int
     updates: tuple[Update, ...]
+
+
+def as_row(values: Sequence[Any]) -> Row:
+    """The columns of one row, as they were read."""
+    known = values[:2] if len(values) == 3 and values[2] is None else values
+    return cast(Row, tuple(known))
 
 
 def append_number(row: Row) -> int:

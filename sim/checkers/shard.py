@@ -15,7 +15,7 @@ from penstock.persist import ShardId, Versioned
 from penstock.persist.parts import decode_inline, decode_object
 from penstock.persist.schema import decode_schema
 from penstock.persist.state import Diff, HollowPart, InlinePart, LinkedBatch, Part, State, apply, decode_diff
-from sim.checkers.appends import Committed, Row, Update
+from sim.checkers.appends import Committed, Row, Update, as_row
 from sim.stores import ObjectStore
 from sim.world import Process
 
@@ -267,7 +267,7 @@ class ShardHistory:
         else:
             updates = decode_object(self._objects.objects[f"{self.shard}/{part.key}"], part, schema)
         columns = [column.to_pylist() for column in updates.rows.columns]
-        return zip(zip(*columns, strict=True), updates.times.tolist(), updates.diffs.tolist(), strict=True)
+        return zip(map(as_row, zip(*columns, strict=True)), updates.times.tolist(), updates.diffs.tolist(), strict=True)
 
     def _exists(self, key: str) -> bool:
         return f"{self.shard}/{key}" in self._objects.objects

@@ -69,15 +69,15 @@ class TxnsHistory:
     def _appended(self, process: Process, append: Committed) -> None:
         added = [(row, time) for time, row, diff in append.updates if diff > 0]
         gone = [(row, time) for time, row, diff in append.updates if diff < 0]
-        for (shard, payload), time in added:
-            entry = decode(str(shard), payload)  # type: ignore[arg-type]
+        for row, time in added:
+            entry = decode(str(row[0]), row[1])  # type: ignore[arg-type]
             self._watch(entry.shard)
             if isinstance(entry, Registration):
                 self.registered[entry.shard] = time
             elif isinstance(entry, Write):
                 self._committed(process, entry, time)
-        for (shard, payload), _ in gone:
-            entry = decode(str(shard), payload)  # type: ignore[arg-type]
+        for row, _ in gone:
+            entry = decode(str(row[0]), row[1])  # type: ignore[arg-type]
             if isinstance(entry, Registration):
                 self.registered.pop(entry.shard, None)
             elif isinstance(entry, Write):
