@@ -63,7 +63,7 @@ def test_rollups_of_a_held_shard_stay_few_and_evenly_spread() -> None:
     assert max(gaps) <= 3 * 40_000 / commands_of.ROLLUPS_MAX, gaps
 
 
-def test_a_step_goes_no_further_than_configured_or_the_holds_allow() -> None:
+def test_maybe_gc_goes_no_further_than_configured_or_the_holds_allow() -> None:
     rollups = {seqno: Rollup(f"v{seqno}", 1) for seqno in (0, 100, 180, 500, 900)}
     state = State(seqno=1000, rollups=rollups, collected=0)
     assert collectable(state, 200) == 180
@@ -105,7 +105,7 @@ def test_a_stuck_shard_that_gets_unstuck_is_collected_in_bounded_steps() -> None
     asyncio.run(main())
 
 
-def test_collectors_at_the_same_time_do_no_harm() -> None:
+def test_maybe_gc_active_gc_collectors_at_the_same_time_do_no_harm() -> None:
     async def main() -> None:
         blob, consensus = MemBlob(), MemConsensus()
         config = PersistConfig(**CONFIG, maintenance=False)
@@ -163,7 +163,7 @@ class Mortal:
 
 
 @pytest.mark.parametrize("dies_at", [1, 2, 5, 9, 20, 41, 42, 43, 60])
-def test_collection_may_be_interrupted_anywhere(dies_at: int) -> None:
+def test_regression_gc_skipped_req_and_interrupted(dies_at: int) -> None:
     async def main() -> None:
         blob, consensus = MemBlob(), MemConsensus()
         config = PersistConfig(**CONFIG, maintenance=False)

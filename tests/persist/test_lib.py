@@ -32,6 +32,7 @@ from penstock.persist.store import CasResult
 from penstock.runtime import DONE, Frontier, Timestamp, VirtualClock
 from tests.persist.shards import (
     SCHEMA,
+    Change,
     append,
     expected_after,
     expected_at,
@@ -197,15 +198,24 @@ def test_fetch_upper(config: dict[str, Any]) -> None:
 
 
 @each_config
-def test_append_overlap_and_gap(config: dict[str, Any]) -> None:
-    """`overlapping_append`, `append_with_invalid_upper` and their batch variants: at the upper, never around it."""
+def test_overlapping_append(config: dict[str, Any]) -> None:
+    check_refused(config, [(0, 4), (2, 6), (0, 9)])
+
+
+@each_config
+def test_append_with_a_gap(config: dict[str, Any]) -> None:
+    check_refused(config, [(5, 6), (7, 20)])
+
+
+def check_refused(config: dict[str, Any], bounds: list[tuple[int, int]]) -> None:
+    """At the upper, never around it: updates and stored batches alike."""
 
     async def main(place: Place) -> None:
         shard = new_shard_id()
         first = await place.client().open_writer(shard, SCHEMA, purpose="test")
         second = await place.client().open_writer(shard, SCHEMA, purpose="test")
         await append(first, DATA, 0, 4)
-        for lower, upper in ((0, 4), (2, 6), (5, 6), (0, 9)):
+        for lower, upper in bounds:
             rows = updates([(7, upper - 1, 1)])
             assert await second.compare_and_append(rows, Frontier(lower), Frontier(upper)) == Mismatch(Frontier(4))
             batch = await second.batch(rows, Frontier(lower), Frontier(upper))
@@ -267,17 +277,24 @@ def test_concurrency(config: dict[str, Any]) -> None:
 
 
 @each_config
-@pytest.mark.parametrize("empty", [True, False])
-def test_finalize_shard(config: dict[str, Any], empty: bool) -> None:
-    """`finalize_empty_shard` and `finalize_shard`: one small record stays, and every handle says so."""
+def test_finalize_shard(config: dict[str, Any]) -> None:
+    check_finalized(config, [(t, t, 1) for t in range(10)])
+
+
+@each_config
+def test_finalize_empty_shard(config: dict[str, Any]) -> None:
+    check_finalized(config, [])
+
+
+def check_finalized(config: dict[str, Any], log: list[Change]) -> None:
+    """One small record stays, and every handle says so."""
 
     async def main(place: Place) -> None:
         client, shard = place.client(), new_shard_id()
         writer = await client.open_writer(shard, SCHEMA, purpose="test")
         reader = await client.open_reader(shard, SCHEMA, purpose="test")
-        if not empty:
-            for t in range(10):
-                await append(writer, [(t, t, 1)], t, t + 1)
+        for change in log:
+            await append(writer, [change], change[1], change[1] + 1)
         await client.finalize(shard)
         await client.finalize(shard)
         assert await place.blobs() == 0
@@ -458,6 +475,66 @@ def test_regression_minimum_since() -> None:
             assert await snapshot(reader, as_of) == expected_at(log, as_of)
 
     run({"maintenance": False, "inline_bytes": 0}, main)
+
+
+def test_compaction_partial_order() -> None:
+    """Times are totally ordered here, but arrive in any order within a batch: merging must not lean on it."""
+
+    async def main(place: Place) -> None:
+        client, shard = place.client(), new_shard_id()
+        writer = await client.open_writer(shard, SCHEMA, purpose="test")
+        reader = await client.open_reader(shard, SCHEMA, purpose="test")
+        log = [(1, 9, 1), (1, 0, 1), (2, 4, 1), (1, 4, -1), (1, 14, 1), (2, 11, -1), (3, 10, 1), (1, 12, 2)]
+        for lower in (0, 10):
+            changes = [change for change in log if lower <= change[1] < lower + 10]
+            await append(writer, changes, lower, lower + 10)
+        await reader.downgrade_since(Frontier(4))
+        mine = client._shards[shard]
+        await compact(mine, mine.state.batches)
+        assert mine.state.batches[0].rows == 6, "what happened by time 4 is one change of each row"
+        for as_of in range(4, 20):
+            assert await snapshot(reader, as_of) == expected_at(log, as_of)
+
+    run({"maintenance": False, "inline_bytes": 0}, main)
+
+
+def test_rewrite_ts_example() -> None:
+    """A stored batch keeps its times: at other ones its updates are written again, and nothing is doubled."""
+
+    async def main(place: Place) -> None:
+        client, shard = place.client(), new_shard_id()
+        writer = await client.open_writer(shard, SCHEMA, purpose="test")
+        late = await writer.batch(updates([(1, 0, 1), (2, 0, 1)]), Frontier(0), Frontier(1))
+        await append(writer, [(9, 0, 1)], 0, 5)
+        assert await writer.compare_and_append_batches([late], Frontier(0), Frontier(1)) == Mismatch(Frontier(5))
+        with pytest.raises(InvalidUsage, match="a batch from 0 up to 1"):
+            await writer.compare_and_append_batches([late], Frontier(5), Frontier(6))
+        await writer.delete_batch(late)
+        again = await writer.batch(updates([(1, 5, 1), (2, 5, 1)]), Frontier(5), Frontier(6))
+        assert await writer.compare_and_append_batches([again], Frontier(5), Frontier(6)) is None
+        reader = await client.open_reader(shard, SCHEMA, purpose="test")
+        assert await snapshot(reader, 5) == expected_at([(9, 0, 1), (1, 5, 1), (2, 5, 1)], 5)
+        assert set(late.keys).isdisjoint(key.partition("/")[2] for key, _ in await place.blob.list_prefix(""))
+
+    run({"maintenance": False, "inline_bytes": 0}, main)
+
+
+def test_regression_update_state_after_upper_mismatch() -> None:
+    """A writer whose cached upper is behind asks the store before it says mismatch, and appends."""
+
+    async def main(place: Place) -> None:
+        shard = new_shard_id()
+        first, second = place.client(), place.client()
+        one = await first.open_writer(shard, SCHEMA, purpose="test")
+        other = await second.open_writer(shard, SCHEMA, purpose="test")
+        await append(one, [(1, 0, 1)], 0, 1)
+        assert other.upper == 0, "it has not heard of it"
+        await append(other, [(2, 1, 1)], 1, 2)
+        assert await one.compare_and_append(updates([(3, 1, 1)]), Frontier(1), Frontier(2)) == Mismatch(Frontier(2))
+        reader = await first.open_reader(shard, SCHEMA, purpose="test")
+        assert await snapshot(reader, 1) == expected_at([(1, 0, 1), (2, 1, 1)], 1)
+
+    run({"poll_min_ms": 60_000, "poll_max_ms": 60_000, "maintenance": False}, main)
 
 
 def test_disabled_compaction() -> None:

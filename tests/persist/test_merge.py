@@ -36,7 +36,7 @@ SORTABLE: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("kind", SORTABLE)
-def test_leading_words_follow_the_values(kind: str) -> None:
+def test_structured_lowers_follow_the_values(kind: str) -> None:
     column = pa.array(SORTABLE[kind], pa.timestamp("us") if kind.startswith("timestamp") else pa.type_for_alias(kind))
     words = leading_words(column).tolist()
     assert words == sorted(words)

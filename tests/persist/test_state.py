@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from penstock.persist import CorruptStateError, Fenced, InvalidUsage, Mismatch, commands
 from penstock.persist.commands import Appended, Applied, Step
 from penstock.persist.compact import Policy
+from penstock.persist.snapshot import parts_up_to
 from penstock.persist.state import (
     Diff,
     HollowPart,
@@ -26,7 +27,7 @@ from penstock.persist.state import (
     encode_diff,
     encode_rollup,
 )
-from penstock.runtime import DONE, Frontier, InternalError
+from penstock.runtime import DONE, Frontier, InternalError, Timestamp
 
 R = TypeVar("R")
 
@@ -72,7 +73,7 @@ def hollow(key: str, rows: int = 1) -> HollowPart:
     return HollowPart(key, "parquet", 100, 1, rows, rows, 0, 0)
 
 
-def test_append() -> None:
+def test_compare_and_append() -> None:
     machine = Machine()
     assert machine.append(0, 5, (inline(),)) == Appended(0)
     assert machine.append(0, 6) == Mismatch(Frontier(5))
@@ -116,7 +117,7 @@ def test_replace() -> None:
     assert merge(ids[1:3], (hollow("n", 4),), uncertain=True) is Applied.UNKNOWN
 
 
-def test_sinces_of_readers() -> None:
+def test_downgrade_since() -> None:
     machine = Machine()
 
     def register(reader: str) -> int:
@@ -145,7 +146,7 @@ def test_sinces_of_readers() -> None:
     assert machine.state.since == 5
 
 
-def test_critical_sinces_are_fenced() -> None:
+def test_compare_and_downgrade_since() -> None:
     machine = Machine()
     machine.run(lambda s: commands.register_critical(s, reader="c", opaque=1, purpose=""))
 
@@ -169,6 +170,62 @@ def test_critical_sinces_are_fenced() -> None:
     assert downgrade(2, 3, 4) == (3, 5), "the opaque is stored, the since stays"
     committed = machine.committed
     assert downgrade(3, 3, 5) == (3, 5)
+    assert machine.committed == committed
+
+
+def test_expire_writer() -> None:
+    """The others go on, its appends stay; what it sends late counts as sent by a writer that nobody knows."""
+    machine = Machine()
+    machine.append(0, 5, (inline(),), token=b"mine")
+    machine.run(
+        lambda state: commands.append(
+            state,
+            writer="other",
+            token=b"other",
+            expected=Frontier(5),
+            new=Frontier(6),
+            parts=(inline(),),
+            now_ms=7,
+            lease_ms=10,
+        )
+    )
+    machine.run(lambda state: commands.expire_writer(state, writer="w"))
+    assert set(machine.state.writers) == {"other"}
+    assert len(machine.state.batches) == 2
+    committed = machine.committed
+    machine.run(lambda state: commands.expire_writer(state, writer="w"))
+    assert machine.committed == committed, "expiring again changes nothing"
+    assert machine.append(0, 5, (inline(),), token=b"mine") == Mismatch(Frontier(6)), "its token is forgotten"
+    assert machine.append(6, 7) == Appended(None), "it may register anew by appending"
+    assert set(machine.state.writers) == {"other", "w"}
+
+
+def test_snapshot() -> None:
+    """Which parts a read at a time needs: none that begins after it, all that reach into it, empty batches too."""
+    machine = Machine()
+    machine.append(0, 5, (hollow("a"),))
+    machine.append(5, 6)
+    machine.append(6, 9, (HollowPart("b", "parquet", 100, 1, 1, 1, 6, 8),))
+    state = machine.state
+    assert [part.key for _, _, part in parts_up_to(state, Timestamp(4)) if isinstance(part, HollowPart)] == ["a"]
+    assert [part.key for _, _, part in parts_up_to(state, Timestamp(5)) if isinstance(part, HollowPart)] == ["a"]
+    for as_of in (6, 8):
+        found = parts_up_to(state, Timestamp(as_of))
+        assert [part.key for _, _, part in found if isinstance(part, HollowPart)] == ["a", "b"]
+
+
+def test_fence() -> None:
+    """A version that changes nothing but its number; none of a shard that is finalized or was never there."""
+    machine = Machine()
+    machine.run(commands.fence)
+    assert machine.committed == 0
+    machine.append(0, 5, (hollow("a"),))
+    before = machine.state
+    machine.run(commands.fence)
+    assert machine.state == replace(before, seqno=before.seqno + 1)
+    machine.run(commands.finalize)
+    committed = machine.committed
+    machine.run(commands.fence)
     assert machine.committed == committed
 
 

@@ -111,7 +111,7 @@ def test_bounds_over_several_row_groups(monkeypatch: pytest.MonkeyPatch) -> None
     assert found[2] == ColumnStatistics(2, None), "the long one has no bound, so neither has the column"
 
 
-def test_the_budget_keeps_the_small_ones() -> None:
+def test_untrimmable_columns_are_those_with_small_bounds() -> None:
     columns: dict[str, Any] = {f"s{i}": pa.array([f"{i}" * 40, "x" * 40]) for i in range(50)}
     columns |= {f"i{i}": pa.array([i, 70_000]) for i in range(20)}
     columns["error"] = pa.array([None, None], pa.string())
