@@ -8,7 +8,10 @@ from random import Random
 from typing import Any, TypeAlias
 
 from sim.environment import Environment, Node
-from sim.stores import Outage
+from sim.stores import Outage, Trap
+
+CHANGES = ("cas", "cas", "set", "delete", "truncate")
+"""How the requests begin that change something."""
 
 Strikes: TypeAlias = dict[Callable[[], Coroutine[Any, Any, None]], int]
 
@@ -38,6 +41,8 @@ class Nemesis:
         return {
             self._crash: 4,
             self._freeze: 4,
+            self._crash_midway: 2,
+            self._freeze_midway: 4,
             self._shut_down: 1,
             self._outage: 2,
             self._jump: 1,
@@ -53,6 +58,7 @@ class Nemesis:
             strike = self._dice.choices(list(strikes), list(strikes.values()))[0]
             await strike()
         self._env.network.outages.clear()
+        self._env.network.traps.clear()
         for process in self._env.world.processes:
             process.thaw()
 
@@ -63,20 +69,38 @@ class Nemesis:
         return [node for node in self._env.nodes if node.process.alive and not node.stopping]
 
     async def _crash(self) -> None:
-        victims = self._victims()
-        node = self._dice.choice(victims)
-        node.process.crash()
-        node.stopping = True
+        node = self._dice.choice(self._victims())
+        self._kill(node)
         await self._sleep(self._dice.choice([0.0, 0.3, self._lease_s * 1.5]))
         self.start_node()
 
+    def _kill(self, node: Node) -> None:
+        node.process.crash()
+        node.stopping = True
+
     async def _freeze(self) -> None:
         victims = [node for node in self._victims() if not node.process.frozen]
-        if not victims:
-            return
-        node = self._dice.choice(victims)
+        if victims:
+            self._stop(self._dice.choice(victims))
+
+    def _stop(self, node: Node) -> None:
         node.process.freeze()
         self._later(self._dice.choice([0.05, 0.5, 2.5]) * self._lease_s, node.process.thaw)
+
+    async def _crash_midway(self) -> None:
+        """Kill a process when it is about to change something in a store."""
+
+        def spring() -> None:
+            self._kill(node)
+            self._later(0.0, self.start_node)
+
+        node = self._dice.choice(self._victims())
+        self._env.network.traps[node.name] = Trap(self._dice.choice(CHANGES), spring)
+
+    async def _freeze_midway(self) -> None:
+        """Stop a process when it is about to change something in a store: it does so after it has gone on."""
+        node = self._dice.choice(self._victims())
+        self._env.network.traps[node.name] = Trap(self._dice.choice(CHANGES), lambda: self._stop(node))
 
     async def _shut_down(self) -> None:
         victims = [node for node in self._victims() if not node.process.frozen]
@@ -107,5 +131,5 @@ class Nemesis:
         """The next rollup that is listed next to another one vanishes: its store has lied about having it."""
         self._env.rollups_to_lose = 1
 
-    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+    def _later(self, seconds: float, call: Callable[[], object]) -> None:
         self._env.world.loop.call_later(seconds, call, context=self._env.world.context)

@@ -8,6 +8,7 @@ cancelled, frozen or killed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -123,6 +124,14 @@ class Outage:
     processes: frozenset[str] | None
 
 
+@dataclass
+class Trap:
+    """Springs when its process is about to send a request that begins like this."""
+
+    request: str
+    spring: Callable[[], None]
+
+
 class Network:
     """Carries requests from processes to the stores and answers back."""
 
@@ -130,6 +139,8 @@ class Network:
         self.world = world
         self.rates = rates
         self.outages: list[Outage] = []
+        self.traps: dict[str, Trap] = {}
+        """By name of the process."""
         self._random = world.random("network")
         self._in_flight: dict[str, dict[_Request, None]] = {}
 
@@ -142,6 +153,12 @@ class Network:
     ) -> T:
         """`effect` at the stores, as `process` sees it. `outcome` hears what became of it when its fate is sealed."""
         world, dice = self.world, self._random
+        trap = self.traps.get(process.name)
+        if trap is not None and what.startswith(trap.request):
+            del self.traps[process.name]
+            world.log(process.name, f"is about to {what}")
+            trap.spring()
+            await asyncio.sleep(0)  # it goes on from here, if ever
         fate = self._decide(process)
         request = _Request(fate)
         answer = world.loop.create_future()

@@ -20,7 +20,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 _CHUNK_ROWS = 64 * 1024
-_ROWS_MIN = 64
+_ROWS_MIN = 16
 """Fewer rows stay together, however large they are: files would not make them smaller."""
 
 
