@@ -250,6 +250,52 @@ def test_waiting_reads_can_be_cancelled_and_repeated() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_snapshot_waits_for_the_log_or_for_the_shard_whichever_passes_first(registered: bool) -> None:
+    """A coordinator that dies while it registers a table leaves its shard ahead of a log that may stay for ever."""
+
+    async def main() -> None:
+        async with cluster(config=FAST) as c:
+            txns = await c.writer()
+            other = await table(txns, 1)
+            assert await txns.commit_at({other: []}, Timestamp(2)) is None
+            a, client = new_shard_id(), c.client()
+            writer = await client.open_writer(a, SCHEMA, purpose="test")
+            handle = await (await c.reader()).open_reader(a, SCHEMA, purpose="test")
+            snapshot = handle.snapshot(Timestamp(5))
+            waiting = asyncio.ensure_future(anext(snapshot))
+            while not handle.inner.lease.shard._waiters:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            assert await writer.compare_and_append(rows(0, (1, "x")), Frontier(0), Frontier(3)) is None
+            if registered:
+                assert await txns.register({a: SCHEMA}, Timestamp(3)) is None
+                assert await txns.commit_at({}, Timestamp(8)) is None
+            else:
+                assert await writer.compare_and_append(rows(4, (2, "y")), Frontier(3), Frontier(7)) is None
+            async with asyncio.timeout(10):
+                assert (await waiting).rows.to_pylist()[0] == {"k": 1, "v": "x"}
+            await snapshot.aclose()
+            assert not handle.log._waiting
+
+    asyncio.run(main())
+
+
+def test_a_snapshot_that_waits_hears_that_its_log_has_failed() -> None:
+    async def main() -> None:
+        async with cluster(config=FAST) as c:
+            a = await table(await c.writer(), 1)
+            handle = await (await c.reader()).open_reader(a, SCHEMA, purpose="test")
+            waiting = asyncio.ensure_future(anext(handle.snapshot(Timestamp(9))))
+            while not handle.inner.lease.shard._waiters:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            handle.log._fail(ReaderExpired(c.txns, "the log's"))
+            async with asyncio.timeout(10):
+                with pytest.raises(ReaderExpired):
+                    await waiting
+
+    asyncio.run(main())
+
+
 def test_a_dropped_listen_is_forgotten() -> None:
     async def main() -> None:
         async with cluster(config=FAST) as c:

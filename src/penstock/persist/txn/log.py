@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Protocol
@@ -27,6 +28,8 @@ from penstock.persist.client import PersistClient
 from penstock.persist.errors import ClientClosed, ReaderExpired
 from penstock.persist.listen import Listen, ListenEvent
 from penstock.persist.read import ReadHandle
+from penstock.persist.shard import Shard
+from penstock.persist.state import State
 from penstock.persist.store import ShardId
 from penstock.persist.txn.rows import TXNS_SCHEMA, Ending, Entry, Registration, Write, decode
 from penstock.runtime import (
@@ -65,6 +68,9 @@ class _Idle:
     news: asyncio.Future[None]
 
 
+_Ticket = tuple[Timestamp, int, asyncio.Future[None]]
+
+
 class TxnsLog:
     """See the module. Belongs to one event loop; `close` ends the subscription.
 
@@ -90,7 +96,7 @@ class TxnsLog:
         """Row -> (sum of its diffs, whether one was positive) among events whose times are not closed yet."""
         self._followers: dict[ShardId, WeakKeyDictionary[Follower, None]] = {}
         """As a set that keeps its order."""
-        self._waiting: list[tuple[Timestamp, int, asyncio.Future[None]]] = []
+        self._waiting: list[_Ticket] = []
         """A heap: who waits for a time to be passed."""
         self._tickets = count()
         self._idle: dict[Follower, _Idle] = {}
@@ -135,10 +141,36 @@ class TxnsLog:
             try:
                 await news
             except asyncio.CancelledError:
-                if ticket in self._waiting:  # else it has been told, and its time has come
-                    self._waiting.remove(ticket)
-                    heapq.heapify(self._waiting)
+                self._give_up(ticket)
                 raise
+
+    async def wait_past_or(self, ts: Timestamp, shard: Shard, enough: Callable[[State], bool]) -> None:
+        """Return when ``progress > ts``, or once a version of `shard` is `enough`, whatever becomes of the log.
+
+        Raises what ended the subscription. Cancellable.
+        """
+        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def look_again(told: asyncio.Future[None]) -> None:
+            if not told.cancelled():
+                told.exception()  # it is `check` that raises
+                shard.look_again()
+
+        news.add_done_callback(look_again)
+        ticket = (ts, next(self._tickets), news)
+        heapq.heappush(self._waiting, ticket)
+        try:
+            state = await shard.wait_until(lambda state: enough(state) or self.progress > ts or self.failed)
+        finally:
+            self._give_up(ticket)
+            news.cancel()
+        if not enough(state) and self.progress <= ts:
+            self.check()
+
+    def _give_up(self, ticket: _Ticket) -> None:
+        if ticket in self._waiting:  # else it has been told, and its time has come
+            self._waiting.remove(ticket)
+            heapq.heapify(self._waiting)
 
     async def wait_for_progress(self, follower: Follower, frontier: Frontier) -> None:
         """Return when there is progress beyond `frontier`: at once when the shard of `follower` is involved, else soon.

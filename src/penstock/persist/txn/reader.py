@@ -214,13 +214,19 @@ class TxnsSnapshot:
         return self
 
     async def _ask_log(self) -> None:
-        """Wait for the log to pass the time, then note what it holds and which version of the shard goes
-        with that.
+        """Wait for the log to pass the time, then note what it holds and which version of the shard goes with that.
+
+        Once the shard has passed the time it has everything by itself; the log may never: nobody need commit to it.
         """
         handle, log, shard = self._handle, self._handle.log, self._handle.shard
-        if handle.inner.upper <= self._as_of:  # else the shard itself has everything
-            await log.wait_past(self._as_of)
-            if shard in log.registrations:
+        if handle.inner.upper <= self._as_of:
+            reader_id = handle.reader_id
+            await log.wait_past_or(
+                self._as_of,
+                handle.inner.lease.shard,
+                lambda state: state.upper > self._as_of or reader_id not in state.readers,
+            )
+            if handle.inner.upper <= self._as_of and shard in log.registrations:
                 self._writes = [write for write in log.unapplied(shard) if write.ts <= self._as_of]
                 settled = log.settled(shard)
                 self._stored.sufficient_upper = settled
