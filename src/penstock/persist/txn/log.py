@@ -90,6 +90,8 @@ class TxnsLog:
         self.unapplied_bytes = 0
         self._reader = reader
         self._listen = listen
+        self._first = listen.frontier
+        """The progress that the whole snapshot has; its earlier events are pieces of it, and all at one time."""
         self._writes: dict[ShardId, dict[bytes, Write]] = {}
         self._retired: dict[ShardId, Timestamp] = {}
         self._pending: dict[tuple[str, bytes], tuple[int, bool]] = {}
@@ -250,7 +252,7 @@ class TxnsLog:
     def _take(self, event: ListenEvent) -> None:
         for updates in event.updates:
             self._collect(updates)
-        if event.progress > self.progress:
+        if event.progress > self.progress and event.progress >= self._first:
             if self._pending:
                 self._close_times()
             self.progress = event.progress
