@@ -75,13 +75,16 @@ async def fetch_group(
         raise
 
 
-def grouped(parts: Sequence[Located]) -> list[list[Located]]:
-    """Parts in groups of some ten thousand rows: many small parts become one batch for the consumer."""
+def grouped(parts: Sequence[Located], bytes_max: int) -> list[list[Located]]:
+    """Parts in groups of some ten thousand rows: many small parts become one batch for the consumer.
+
+    `bytes_max`: decoded size of a group, if it has more than one part.
+    """
     groups: list[list[Located]] = []
     rows = nbytes = 0
     for located in parts:
         part = located[2]
-        if not groups or rows + part.rows > GROUP_ROWS or nbytes + memory_of(part) > GROUP_BYTES:
+        if not groups or rows + part.rows > GROUP_ROWS or nbytes + memory_of(part) > min(GROUP_BYTES, bytes_max):
             groups.append([])
             rows = nbytes = 0
         groups[-1].append(located)

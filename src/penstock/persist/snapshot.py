@@ -176,7 +176,7 @@ class Snapshot:
         discarded: list[Located] = []
         for located in parts:
             (kept if self._selection.needs(shard, located[2]) else discarded).append(located)
-        groups = [_Group(group) for group in grouped(kept)]
+        groups = [_Group(group) for group in grouped(kept, shard.config.prefetch_bytes)]
         _counted("fetched", kept)
         _counted("filtered", discarded)
         if shard.config.stats_audit_percent and discarded:
