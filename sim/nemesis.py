@@ -81,11 +81,11 @@ class Nemesis:
     async def _freeze(self) -> None:
         victims = [node for node in self._victims() if not node.process.frozen]
         if victims:
-            self._stop(self._dice.choice(victims))
+            self._stop(self._dice.choice(victims), self._dice.choice([0.05, 0.5, 2.5]))
 
-    def _stop(self, node: Node) -> None:
+    def _stop(self, node: Node, leases: float) -> None:
         node.process.freeze()
-        self._later(self._dice.choice([0.05, 0.5, 2.5]) * self._lease_s, node.process.thaw)
+        self._later(leases * self._lease_s, node.process.thaw)
 
     async def _crash_midway(self) -> None:
         """Kill a process when it is about to change something in a store."""
@@ -98,9 +98,9 @@ class Nemesis:
         self._env.network.traps[node.name] = Trap(self._dice.choice(CHANGES), spring)
 
     async def _freeze_midway(self) -> None:
-        """Stop a process when it is about to change something in a store: it does so after it has gone on."""
+        """Stop a process when it is about to change something in a store: it does so long after it decided to."""
         node = self._dice.choice(self._victims())
-        self._env.network.traps[node.name] = Trap(self._dice.choice(CHANGES), lambda: self._stop(node))
+        self._env.network.traps[node.name] = Trap(self._dice.choice(CHANGES), lambda: self._stop(node, 2.5))
 
     async def _shut_down(self) -> None:
         victims = [node for node in self._victims() if not node.process.frozen]

@@ -16,7 +16,7 @@ from penstock.persist import PersistConfig, ShardId, new_shard_id
 from sim.actors.keeping import control_since, evolve, finalize, sweep, sweep_tables
 from sim.actors.reading import follow, hold, read
 from sim.actors.transactions import coordinate, follow_table, read_tables, transact_plain
-from sim.actors.writing import write
+from sim.actors.writing import write, write_seldom
 from sim.audit import Audit
 from sim.environment import Environment, Node
 from sim.nemesis import Nemesis
@@ -58,6 +58,8 @@ SOMETIMES = (
     "unknown outcome had taken effect",
 )
 """Rare paths that many seeds must reach."""
+LONERS = 0.15
+"""So many of the nodes do little, each of it at great risk of being overtaken."""
 
 
 @dataclass
@@ -97,6 +99,7 @@ class Plan:
                 downgrade_ms=choice([20, 300, 2000]),
                 store_retry_ms=choice([20, 300, 2000]),
                 cache_bytes=choice([0, 20_000, 1_000_000]),
+                prefetch_bytes=choice([500, 5000, 1_000_000]),
                 stats_bytes=choice([0, 60, 1024]),
                 stats_from_bytes=0,
                 stats_audit_percent=choice([0, 50]),
@@ -132,6 +135,7 @@ class Run:
         self.plan = Plan.draw(Random(f"{seed}/plan"))
         self.world = World(seed, shuffled=self.plan.shuffled, trace_lines=trace_lines)
         self._dice = self.world.random("staff")
+        self._has_loner = False
 
     def run(self) -> Counter[str]:
         """Raises the first failure; returns how often each rare path was reached."""
@@ -149,7 +153,7 @@ class Run:
         shards = tuple(new_shard_id() for _ in range(plan.shards))
         tables = tuple(new_shard_id() for _ in range(plan.tables))
         self._shards, self._tables = shards, tables
-        self._lists, self._doomed = new_shard_id(), new_shard_id()
+        self._lists, self._doomed, self._quiet = new_shard_id(), new_shard_id(), new_shard_id()
         env = self.env = self.make_environment(new_shard_id() if tables else None)
         nemesis = self.make_nemesis()
         for _ in range(plan.nodes):
@@ -158,7 +162,7 @@ class Run:
         self.calm()
         env.stopping = True
         self.world.log("nemesis", "leaves")
-        await Audit(env, shards, tables, self._lists, self._doomed).run()
+        await Audit(env, (*shards, self._quiet), tables, self._lists, self._doomed).run()
 
     def make_environment(self, txns_shard: ShardId | None) -> Environment:
         return Environment(self.world, self.plan.config, self.plan.rates, self.plan.pubsub, txns_shard)
@@ -175,6 +179,12 @@ class Run:
     def _staff(self, node: Node) -> None:
         """Give `node` a few jobs; between them the nodes do everything that the plan has."""
         dice, env = self._dice, self.env
+        if dice.random() < LONERS:
+            node.act("write seldom", lambda n, d: write_seldom(n, d, self._quiet))
+            self._has_loner = True
+            return
+        if self._has_loner:
+            node.act("sweep quiet", lambda n, d: sweep(n, d, (self._quiet,)))
         plain = (*self._shards, self._doomed)
         places = (*self._tables, self._lists)
         txns = env.txns

@@ -127,9 +127,14 @@ class Writer:
             world.reached("append decided by reading back")
 
 
-async def write(node: Node, dice: Random, shard: ShardId) -> None:
-    """Append again and again, now and then as a new writer."""
-    pace = dice.choice([0.08, 0.2, 0.6])
+async def write_seldom(node: Node, dice: Random, shard: ShardId) -> None:
+    """Append to a shard to which little else happens: what is decided before a pause is still possible after it."""
+    await write(node, dice, shard, pace=0.8)
+
+
+async def write(node: Node, dice: Random, shard: ShardId, pace: float | None = None) -> None:
+    """Append again and again, now and then as a new writer. `pace`: mean seconds between appends; None: some."""
+    pace = pace or dice.choice([0.08, 0.2, 0.6])
     while not node.done:
         handle = await node.stubbornly(
             lambda: node.client.open_writer(shard, some_schema(node, dice, shard), purpose="simulation")

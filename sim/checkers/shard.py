@@ -167,7 +167,7 @@ class ShardHistory:
 
     def _check_entries(self, process: Process, before: State, diff: Diff) -> None:
         """Readers and writers are removed by their own process, or when their lease has lapsed."""
-        now_ms = process.clock.now_ms()
+        decided_ms = max(process.clock.now_ms(), diff.walltime_ms)  # its clock may have been set back since
         for kind, changes, entries in (
             ("reader", diff.readers, before.readers),
             ("writer", diff.writers, before.writers),
@@ -177,7 +177,7 @@ class ShardHistory:
                 owner = self._owners.setdefault(name, process)
                 if entry is not None or known is None or owner is process:
                     continue
-                if known.heartbeat_ms + known.lease_ms >= now_ms:
+                if known.heartbeat_ms + known.lease_ms >= decided_ms:
                     self._wrong(diff, f"expires {kind} {name} of {owner.name} before its lease has lapsed")
                 if kind == "reader" and owner.frozen:
                     self._reached("lease expired under a pause")
