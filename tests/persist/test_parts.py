@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import zlib
 from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from msgspec.structs import replace
 
 from penstock.persist.parts import (
     IPC,
@@ -111,6 +113,35 @@ def test_projection_reads_the_named_columns() -> None:
     assert len(decode_object(data, part, original.schema, [])) == 30
     data, part = encode_object(updates("interval"), "k")
     assert decode_object(data, part, updates("interval").schema, ["k"]).rows.to_pydict() == {"k": [1, 2, 3]}
+
+
+@pytest.mark.parametrize("kind", ["plain", "taken names", "no columns", "interval"])
+@pytest.mark.parametrize(("time", "diff"), [(2**63 - 1, 1), (0, -7), (5, None), (None, 1)])
+def test_times_and_diffs_that_are_all_the_same_come_back(kind: str, time: int | None, diff: int | None) -> None:
+    whole = updates(kind, 100)
+    times = whole.times if time is None else np.full(300, time, dtype=np.uint64)
+    diffs = whole.diffs if diff is None else np.full(300, diff, dtype=np.int64)
+    data, part = encode_object(Updates(whole.rows, times, diffs), "k")
+    for columns in (None, [], [whole.schema.names[0]] if kind == "plain" else None):
+        back = decode_object(data, part, whole.schema, columns)
+        assert back.times.dtype == np.uint64
+        assert back.diffs.dtype == np.int64
+        assert back.times.tolist() == times.tolist()
+        assert back.diffs.tolist() == diffs.tolist()
+        assert pa.array(back.times).to_pylist() == times.tolist(), "whatever their strides"
+
+
+def test_parts_without_statistics_of_their_diffs_are_read_as_they_are() -> None:
+    whole = Updates.at(updates("plain").rows, Timestamp(5))
+    data, part = encode_object(whole, "k")
+    sink = pa.BufferOutputStream()
+    pq.write_table(pq.read_table(pa.BufferReader(data)), sink, write_statistics=["__time"])
+    older = sink.getvalue().to_pybytes()
+    described = replace(part, size=len(older), crc=zlib.crc32(older))
+    back = decode_object(older, described, whole.schema)
+    assert str(back.rows.to_pylist()) == str(whole.rows.to_pylist())  # NaN is not equal to itself
+    assert back.diffs.tolist() == [1, 1, 1]
+    assert back.times.tolist() == [5, 5, 5]
 
 
 def test_any_parquet_reader_understands_a_part() -> None:

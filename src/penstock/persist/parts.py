@@ -8,11 +8,13 @@ instead. Everything here is pure and may run in any thread.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
@@ -21,13 +23,16 @@ from penstock.persist.schema import FIRST_SCHEMA, SchemaId, selected
 from penstock.persist.state import HollowPart, InlinePart
 from penstock.persist.statistics import bounds_of_arrays, bounds_of_parquet, encode_statistics
 from penstock.runtime import Updates, conform
-from penstock.runtime.updates import with_row_count
+from penstock.runtime.updates import diffs_of, times_of, with_row_count
+
+N = TypeVar("N", bound=np.generic)
 
 TIME = "__time"
 DIFF = "__diff"
 PARQUET = "parquet"
 IPC = "ipc"
 
+_NOTHING: Mapping[str, int] = MappingProxyType({})
 _COMPRESS_FROM_BYTES = 1024
 _INLINE_RATIO_MAX = 16
 _ROW_GROUP_ROWS = 256 * 1024
@@ -76,7 +81,7 @@ def encode_object(
             sink,
             row_group_size=_ROW_GROUP_ROWS,
             **_encodings(batch.schema),
-            write_statistics=[TIME, *_stored_names(updates.schema)],
+            write_statistics=[*_stored_names(updates.schema), TIME, DIFF],
             metadata_collector=metadata,
         )
         bounds = bounds_of_parquet(updates.rows, metadata[0]) if stats_bytes else []
@@ -124,9 +129,14 @@ def decode_object(data: bytes, part: HollowPart, schema: pa.Schema, columns: Seq
     names = _stored_names(schema)
     wanted = names if columns is None else [names[schema.get_field_index(name)] for name in columns]
     stored = [*wanted, TIME, DIFF]
+    constants: dict[str, int] = {}
     try:
         if part.format == PARQUET:
-            table = _read_parquet(data, stored)
+            file = pq.ParquetFile(pa.BufferReader(data))
+            if wanted:
+                constants = _constants(file.metadata)
+                stored = [name for name in stored if name not in constants]
+            table = _read_parquet(data, file, stored)
         elif part.format == IPC:
             table = pa.ipc.open_file(pa.BufferReader(data)).read_all()
         else:
@@ -136,14 +146,26 @@ def decode_object(data: bytes, part: HollowPart, schema: pa.Schema, columns: Seq
         raise PartDamaged(f"it cannot be decoded: {error}") from error
     if batch.num_rows != part.rows:
         raise PartDamaged(f"it has {batch.num_rows} rows instead of {part.rows}")
-    return _from_stored(batch, selected(schema, columns))
+    return _from_stored(batch, selected(schema, columns), constants)
 
 
-def _read_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:
+def _constants(metadata: Any) -> dict[str, int]:
+    """The time and the diff of all rows of a Parquet file, where its statistics say that all have the same."""
+    found: dict[str, set[int]] = {TIME: set(), DIFF: set()}
+    for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
+        for chunk in (group.column(index) for index in range(group.num_columns - 2, group.num_columns)):
+            statistics = chunk.statistics
+            if statistics is None or not statistics.has_min_max:
+                found.pop(chunk.path_in_schema, None)  # the file is older than they are
+            elif (values := found.get(chunk.path_in_schema)) is not None:
+                values |= {statistics.min, statistics.max}
+    return {name: min(values) for name, values in found.items() if len(values) == 1}
+
+
+def _read_parquet(data: bytes, file: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
     """`columns` of a Parquet file. Text that is stored as references to few words is read as such, then spelled out:
     that takes half the time. A value that is spelled out in the file takes at least the four bytes of its length.
     """
-    file = pq.ParquetFile(pa.BufferReader(data))
     metadata = file.metadata
     words = {field.name: field.type for field in file.schema_arrow if field.name in columns and _is_words(field.type)}
     for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
@@ -196,13 +218,20 @@ def _stored_names(schema: pa.Schema) -> list[str]:
     return [f"c{index}" for index in range(len(names))]
 
 
-def _from_stored(batch: pa.RecordBatch, schema: pa.Schema) -> Updates:
-    times = batch.column(batch.num_columns - 2).to_numpy(zero_copy_only=False)
-    diffs = batch.column(batch.num_columns - 1).to_numpy(zero_copy_only=False)
-    if len(schema) == 0:
-        return Updates(with_row_count(schema, batch.num_rows), times, diffs)
-    rows = pa.RecordBatch.from_arrays(batch.columns[:-2], names=schema.names)
-    return Updates(conform(rows, schema), times.astype(np.uint64, copy=False), diffs)
+def _from_stored(batch: pa.RecordBatch, schema: pa.Schema, constants: Mapping[str, int] = _NOTHING) -> Updates:
+    """`batch`: the columns of `schema`, then the times and diffs, unless they are among the `constants`."""
+    count, width = batch.num_rows, len(schema)
+    stored = iter(batch.columns[width:])
+    times = times_of(constants[TIME], count) if TIME in constants else _numbers(next(stored), np.uint64)
+    diffs = diffs_of(constants[DIFF], count) if DIFF in constants else _numbers(next(stored), np.int64)
+    if width == 0:
+        return Updates(with_row_count(schema, count), times, diffs)
+    rows = pa.RecordBatch.from_arrays(batch.columns[:width], names=schema.names)
+    return Updates(conform(rows, schema), times, diffs)
+
+
+def _numbers(column: pa.Array, kind: type[N]) -> npt.NDArray[N]:
+    return column.to_numpy(zero_copy_only=False).astype(kind, copy=False)
 
 
 @lru_cache(maxsize=1024)

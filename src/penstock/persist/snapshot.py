@@ -24,6 +24,7 @@ from penstock.persist.partstore import Located, memory_of
 from penstock.persist.state import HollowPart, State
 from penstock.persist.store import SeqNo
 from penstock.runtime import DONE, ExternalError, Frontier, PenstockError, TaskOwner, Timestamp, Updates
+from penstock.runtime.updates import times_of
 
 _FETCHES_MAX = 4
 """Enough that reading files and decoding overlap."""
@@ -272,7 +273,7 @@ def at_as_of(parts: Sequence[Updates], as_of: Timestamp) -> Updates | None:
         updates = updates.filter(updates.times <= np.uint64(as_of))
     if not len(updates):
         return None
-    return Updates(updates.rows, np.full(len(updates), as_of, dtype=np.uint64), updates.diffs)
+    return Updates(updates.rows, times_of(as_of, len(updates)), updates.diffs)
 
 
 def _counted(outcome: str, parts: Sequence[Located]) -> None:

@@ -23,10 +23,20 @@ Diffs = npt.NDArray[np.int64]
 _TIME_FACTOR = np.uint64(0xD6E8FEB86659FD93)
 
 
+def times_of(time: int, count: int) -> Times:
+    """`time`, `count` times over, at no cost in memory."""
+    return np.broadcast_to(np.uint64(time), count)
+
+
+def diffs_of(diff: int, count: int) -> Diffs:
+    """`diff`, `count` times over, at no cost in memory."""
+    return np.broadcast_to(np.int64(diff), count)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Updates:
-    """`rows`: n rows; `times`: uint64[n], milliseconds; `diffs`: int64[n]. All three are read-only by
-    convention."""
+    """`rows`: n rows; `times`: uint64[n], milliseconds; `diffs`: int64[n]. All three are read-only, and need not be
+    contiguous: where all are the same, one of them stands for all."""
 
     rows: pa.RecordBatch
     times: Times
