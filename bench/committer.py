@@ -1,8 +1,8 @@
 """Compare-and-sets on PostgreSQL through the committer, against the same clients with connections of their own.
 
-Clients live in processes of 8; each advances a shard of its own as fast as it is answered. Both sides use one
-PostgreSQL (fsync on) and take turns, so that what else the machine does meets both. The peer `direct` has a pool per
-client process, with a connection per client.
+Clients live in processes of 8, and the 64 also in processes of 32, as a replica has them; each advances a shard of its
+own as fast as it is answered. Both sides use one PostgreSQL (fsync on) and take turns, so that what else the machine
+does meets both. The peer `direct` has a pool per client process, with a connection per client.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import psycopg
 
 from bench.report import Report, percentile
 
-CLIENTS = (1, 8, 64)
-PER_PROCESS = 8
+CROWDS = ((1, 8), (8, 8), (64, 8), (64, 32))
+"""(clients, at most so many of them in one process)."""
 ROUNDS = 3
 ROUND_S = 2.5
 APPLICATION = "penstock consensus"
@@ -43,8 +43,8 @@ class Figures:
 class Side:
     """Client processes that reach consensus one way."""
 
-    def __init__(self, where: str, clients: int) -> None:
-        per_process = [min(PER_PROCESS, clients - at) for at in range(0, clients, PER_PROCESS)]
+    def __init__(self, where: str, clients: int, together: int) -> None:
+        per_process = [min(together, clients - at) for at in range(0, clients, together)]
         self.figures = Figures()
         self._processes = [
             subprocess.Popen(
@@ -85,14 +85,15 @@ class Side:
 
 def run(report: Report, *, quick: bool) -> None:
     rounds, round_s = (1, 1.0) if quick else (ROUNDS, ROUND_S)
-    for clients in CLIENTS:
+    for clients, together in CROWDS:
         # A store, and a committer, of their own for each number: what the one before left behind is not its burden.
         with postgres() as url, committer(url) as address:
-            through, direct = compare(url, address, clients, rounds, round_s)
-        _report(report, clients, through, direct)
+            through, direct = compare(url, address, (clients, together), rounds, round_s)
+        crowd = f"{clients}_clients" if together == CROWDS[0][1] else f"{clients}_clients_in_{clients // together}"
+        _report(report, crowd, through, direct)
 
 
-def compare(url: str, address: str, clients: int, rounds: int, round_s: float) -> tuple[Figures, Figures]:
+def compare(url: str, address: str, crowd: tuple[int, int], rounds: int, round_s: float) -> tuple[Figures, Figures]:
     """Both sides, in turns: (through the committer, direct)."""
     with ExitStack() as stack, psycopg.connect(url, autocommit=True) as observer:
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
@@ -102,11 +103,11 @@ def compare(url: str, address: str, clients: int, rounds: int, round_s: float) -
             assert row is not None
             return int(row[0])
 
-        through = Side(address, clients)
+        through = Side(address, *crowd)
         stack.callback(through.close)
         through.measure(round_s / 2)
         through.figures = Figures(connections=connections())
-        direct = Side(f"{url}{'&' if '?' in url else '?'}pool_max={PER_PROCESS}", clients)
+        direct = Side(f"{url}{'&' if '?' in url else '?'}pool_max={crowd[1]}", *crowd)
         stack.callback(direct.close)
         direct.measure(round_s / 2)
         direct.figures = Figures(connections=connections() - through.figures.connections)
@@ -117,9 +118,9 @@ def compare(url: str, address: str, clients: int, rounds: int, round_s: float) -
         return through.figures, direct.figures
 
 
-def _report(report: Report, clients: int, through: Figures, direct: Figures) -> None:
+def _report(report: Report, crowd: str, through: Figures, direct: Figures) -> None:
     report.add(
-        f"cas_per_s_{clients}_clients",
+        f"cas_per_s_{crowd}",
         through.per_s,
         "1/s",
         peer="direct",
@@ -128,9 +129,9 @@ def _report(report: Report, clients: int, through: Figures, direct: Figures) -> 
     )
     for name, fraction in (("p50", 0.5), ("p99", 0.99)):
         ours, theirs = (percentile(figures.milliseconds, fraction) for figures in (through, direct))
-        report.add(f"cas_ms_{name}_{clients}_clients", ours, "ms", peer="direct", peer_value=theirs)
+        report.add(f"cas_ms_{name}_{crowd}", ours, "ms", peer="direct", peer_value=theirs)
     report.add(
-        f"store_connections_{clients}_clients",
+        f"store_connections_{crowd}",
         through.connections,
         "connections",
         peer="direct",
