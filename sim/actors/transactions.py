@@ -348,7 +348,11 @@ async def follow_table(node: Node, dice: Random, table: ShardId) -> None:
     reader = await _open_txns(node, node.client, env.txns_shard)
 
     async def open_() -> Reader:
-        return await reader.open_reader(table, SCHEMA, purpose="follow")
+        while True:
+            try:
+                return await reader.open_reader(table, SCHEMA, purpose="follow")
+            except ReaderExpired as error:  # the log's, which it opens anew after a loss
+                node.log(f"opens {table} again: {error!r}")
 
     await follow_model(node, dice, TableModel(env.txns, table), open_, f"table {table}")
     await reader.close()

@@ -9,7 +9,19 @@ from collections import Counter
 from random import Random
 from typing import Any
 
-from penstock.persist import And, Compare, Filter, IsNull, LeasedPart, LeaseLost, Not, Operator, Or, ReadHandle
+from penstock.persist import (
+    And,
+    Compare,
+    Filter,
+    IsNull,
+    LeasedPart,
+    LeaseLost,
+    Not,
+    Operator,
+    Or,
+    ReadHandle,
+    SinceError,
+)
 from penstock.runtime import ExternalError, Timestamp, Updates
 from sim.actors.rows import Model, Reader, add, by_row, check_snapshot, difference, read_snapshot, restart
 from sim.checkers.appends import Row
@@ -89,8 +101,9 @@ async def _check_parts(node: Node, dice: Random, model: Model, name: str, reader
         await node.idle(dice, node.env.config.reader_lease_ms / 5000)
         try:
             fetched = await _fetched_by(dice.choice(others), part) or await _stubbornly_fetched(node, part)
-        except LeaseLost as error:
-            if reader.reader_id in node.env.history(reader.shard).state.readers:
+        except (LeaseLost, SinceError) as error:
+            state = node.env.history(reader.shard).state
+            if not state.tombstone and (reader.reader_id in state.readers or isinstance(error, SinceError)):
                 node.world.violated(f"{node.name}: {error}, though the reader is alive")
             node.world.reached("leased part lost with its reader")
             return
@@ -106,12 +119,12 @@ async def _check_parts(node: Node, dice: Random, model: Model, name: str, reader
 async def _fetched_by(other: Node, part: LeasedPart) -> Updates | None:
     """What `other` fetches; None when it fails, is stopped or dies."""
     data = part.to_bytes()
-    done: list[Updates | LeaseLost] = []
+    done: list[Updates | LeaseLost | SinceError] = []
 
     async def fetch() -> None:
         try:
             done.append(await other.client.fetch(data))
-        except LeaseLost as error:
+        except (LeaseLost, SinceError) as error:
             done.append(error)
         except ExternalError as error:
             other.log(f"did not fetch: {error.message}")
@@ -119,9 +132,10 @@ async def _fetched_by(other: Node, part: LeasedPart) -> Updates | None:
     if not other.process.alive or other.stopping:
         return None
     await asyncio.wait([other.process.spawn(fetch(), "fetch")], timeout=_FETCH_S)
-    if done and isinstance(done[0], LeaseLost):
-        raise done[0]
-    return done[0] if done else None  # type: ignore[return-value]
+    outcome = done[0] if done else None
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 async def _stubbornly_fetched(node: Node, part: LeasedPart) -> Updates:

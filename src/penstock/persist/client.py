@@ -167,8 +167,8 @@ class PersistClient:
     async def fetch(self, part: bytes) -> Updates:
         """The updates of a part that another handle has leased, in this process or another one (`LeasedPart.to_bytes`).
 
-        Raises `LeaseLost` when it is gone because nobody leases it any more, `CorruptBlobError` when it should be
-        there, or the store's error.
+        Raises `LeaseLost` when it is gone because nobody leases it any more, `SinceError` when the shard was finalized,
+        `CorruptBlobError` when it should be there, or the store's error.
         """
         ticket = decode_ticket(part)
         return await fetch_leased(await self._open(shard_of(ticket)), ticket)
