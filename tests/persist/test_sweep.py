@@ -19,6 +19,8 @@ from penstock.persist import (
     Versioned,
     new_shard_id,
 )
+from penstock.persist.commands import Applied
+from penstock.persist.compact import compact
 from penstock.persist.txn import TxnsReader, TxnsWriter
 from penstock.runtime import Frontier, Timestamp, VirtualClock
 from tests.persist.shards import SCHEMA, append, snapshot, updates
@@ -167,5 +169,27 @@ def test_a_damaged_shard_stops_no_sweep_and_no_setting_means_no_sweep() -> None:
         off = PersistClient(MemBlob(), MemConsensus(), config=PersistConfig(sweep=False))
         await asyncio.wait_for(Sweeper(off, nothing).run(), 5)
         await off.close()
+
+    asyncio.run(main())
+
+
+def test_what_collection_will_remove_is_no_reason_to_commit_anything() -> None:
+    async def main() -> None:
+        world = World()
+        client = world.client()
+        shard = new_shard_id()
+        writer = await client.open_writer(shard, SCHEMA, purpose="test")
+        for time in range(4):
+            await append(writer, [(time, time, 1)], time, time + 1)
+        opened = await client._open(shard)
+        assert await compact(opened, opened.state.batches) is Applied.YES
+        before = (await opened.fetch()).seqno
+        assert len(await world.keys(shard)) > 1, "the inputs are still there"
+        world.clock.advance(48 * HOUR_S)
+        for _ in range(3):
+            world.clock.advance(60)
+            assert await Sweeper(client, nothing).turn() == []
+        assert (await opened.fetch()).seqno == before
+        await client.close()
 
     asyncio.run(main())

@@ -183,6 +183,7 @@ class Listen(EventStream):
         lease.check_live(state)
         parts: list[Located] = []
         rows, nbytes, progress = 0, 0, frontier
+        bytes_max = min(fetching.GROUP_BYTES, lease.shard.config.prefetch_bytes)
         for position, batch in enumerate(state.batches):
             upper = state.batch_upper(position)
             if upper <= frontier:
@@ -196,7 +197,7 @@ class Listen(EventStream):
                 if part.time_max < frontier:
                     continue
                 memory = memory_of(part)
-                if rows and (rows + part.rows > fetching.GROUP_ROWS or nbytes + memory > fetching.GROUP_BYTES):
+                if rows and (rows + part.rows > fetching.GROUP_ROWS or nbytes + memory > bytes_max):
                     self._groups.append((parts, progress))
                     parts, rows, nbytes = [], 0, 0
                 parts.append((batch.id, index, part))

@@ -48,18 +48,25 @@ async def sweep_orphans(shard: Shard, older_than_ms: int, keep: frozenset[str] |
     written_before_ms = shard.clock.now_ms() - older_than_ms
     orphans = {key.partition("/")[2] for key, _ in blobs} - state.keys()
     orphans = {key for key in orphans if is_left_behind(key, state, written_before_ms)}
+    orphans = await _not_removed(shard, orphans)
+    if orphans:
+        orphans -= keep if isinstance(keep, frozenset) else await keep()
     if not orphans:
         return []
-    orphans -= keep if isinstance(keep, frozenset) else await keep()
     await shard.commit(lambda state, _: commands.fence(state), "fence")
-    orphans -= shard.state.keys()
-    if orphans:  # what diffs removed is the business of collection: readers may hold it
-        async for removed in removed_keys(shard, None):
-            orphans -= removed
+    orphans = await _not_removed(shard, orphans - shard.state.keys())
     swept = sorted(orphans)[:_DELETED_MAX]
     await shard.parts.delete(shard.id, swept)
     metrics.SWEPT_BLOBS.inc(len(swept))
     return swept
+
+
+async def _not_removed(shard: Shard, orphans: set[str]) -> set[str]:
+    """Those of `orphans` that no live diff removed: that is the business of collection, readers may hold them."""
+    if orphans:
+        async for removed in removed_keys(shard, None):
+            orphans = orphans - removed
+    return orphans
 
 
 def is_left_behind(key: str, state: State, written_before_ms: int) -> bool:

@@ -33,6 +33,8 @@ from penstock.runtime import (
 )
 
 _EXPIRE_TIMEOUT_S = 2.0
+STORES_MAX = 3
+"""How often updates are stored anew because whoever stored them was stopped before it could append them."""
 
 _log = structlog.get_logger("penstock.persist")
 
@@ -66,7 +68,7 @@ class Batch:
             raise BatchTooOld(self.shard, waited_ms, limit_ms)
 
     def to_bytes(self) -> bytes:
-        """A durable form: what it refers to stays until the batch is appended or deleted."""
+        """A durable form. What it refers to stays for `PersistConfig.link_ms`; longer only if kept from sweeps."""
         return _encoder.encode(_Encoded(self.shard, self.lower, self.upper, self.parts))
 
     @staticmethod
@@ -163,7 +165,7 @@ class WriteHandle:
         self._check_times(updates, expected_upper, new_upper)
         if await self._lost(expected_upper):
             return Mismatch(self.upper)
-        while True:
+        for stores_left in reversed(range(STORES_MAX)):
             batch = await self.batch(updates, expected_upper, new_upper)
             try:
                 result = await self._append([batch], expected_upper, new_upper, [batch, *naming])
@@ -171,10 +173,12 @@ class WriteHandle:
             except Determinate:
                 await self._discard(batch)
                 raise
-            except BatchTooOld:
+            except BatchTooOld as error:
                 await self._discard(batch)
                 for one in naming:
                     self._check_age(one)
+                if not stores_left:
+                    raise Determinate(error.message) from error
                 _log.warning("updates are stored anew: this process was stopped for long", shard=self.shard)
         if isinstance(result, Mismatch):
             await self.delete_batch(batch)
@@ -265,8 +269,12 @@ class WriteHandle:
             upper = await self.fetch_recent_upper()
             return Appended(None) if upper == expected else Mismatch(upper)
         token = random_uuid().bytes
+        lease_ms = self._shard.config.writer_lease_ms
+        first_ms: int | None = None
 
         def append(state: State, attempt: Attempt) -> Step[Appended | Mismatch]:
+            nonlocal first_ms
+            first_ms = min(first_ms or attempt.now_ms, attempt.now_ms)
             step = commands.append(
                 state,
                 writer=self._writer,
@@ -275,10 +283,12 @@ class WriteHandle:
                 new=new,
                 parts=parts,
                 now_ms=attempt.now_ms,
-                lease_ms=self._shard.config.writer_lease_ms,
+                lease_ms=lease_ms,
             )
             if step.diff is not None:
                 self._check_ages(young, attempt)
+            elif isinstance(step.result, Mismatch) and attempt.uncertain and not state.tombstone:
+                self._check_token_would_be_known(state, first_ms + lease_ms)
             return step
 
         async with self._one_in_flight:  # a second one would make an unknown outcome undecidable
@@ -293,6 +303,16 @@ class WriteHandle:
             if attempt.uncertain:
                 raise Indeterminate(f"an append to {self.shard} may have happened; since then: {error}") from error
             raise
+
+    def _check_token_would_be_known(self, state: State, until_ms: int) -> None:
+        """A mismatch says that an earlier attempt was not committed only where its token would still be there: nobody
+        can have dropped it before `until_ms` by the clock of the versions, which is that of whoever expires.
+        """
+        if self._writer not in state.writers and state.walltime_ms > until_ms:
+            raise Indeterminate(
+                f"an append to {self.shard} may have happened: by the time its outcome was looked for, writer "
+                f"{self._writer} had expired (was this process stopped?)"
+            )
 
     def _check_age(self, batch: Batch) -> None:
         batch.check_age(self._shard.clock.now_ms(), self._shard.config.link_ms)

@@ -94,6 +94,8 @@ class TxnsLog:
         """The progress that the whole snapshot has; its earlier events are pieces of it, and all at one time."""
         self._writes: dict[ShardId, dict[bytes, Write]] = {}
         self._retired: dict[ShardId, Timestamp] = {}
+        self._ahead: list[Updates] = []
+        """What came before its time: what belongs to it may be missing."""
         self._pending: dict[tuple[str, bytes], tuple[int, bool]] = {}
         """Row -> (sum of its diffs, whether one was positive) among events whose times are not closed yet."""
         self._followers: dict[ShardId, WeakKeyDictionary[Follower, None]] = {}
@@ -250,8 +252,13 @@ class TxnsLog:
             self._take(event)
 
     def _take(self, event: ListenEvent) -> None:
-        for updates in event.updates:
-            self._collect(updates)
+        for updates in [*self._ahead, *event.updates]:
+            self._collect(updates.filter(updates.times < event.progress))
+        self._ahead = [
+            ahead
+            for updates in [*self._ahead, *event.updates]
+            if len(ahead := updates.filter(updates.times >= event.progress))
+        ]
         if event.progress > self.progress and event.progress >= self._first:
             if self._pending:
                 self._close_times()
