@@ -5,6 +5,7 @@ The catalog keeps them; what they change is told to all processes after it has t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from penstock.adapter.coordinator import Coordinator
 
 USE_COMMITTER = "persist_consensus_use_committer"
+_TOUCH_S = 10.0
 
 
 def bypasses_committer(settings: Mapping[str, str]) -> bool:
@@ -65,20 +67,32 @@ class SystemVariables:
             given = statement.values if isinstance(statement, ast.SetVariable) else None
             transaction.set_setting(variable.name, None if given is None else checked(variable, ", ".join(given)))
         bypass = bypasses_committer(transaction.state.settings)
-        if bypass is self._consensus.uses_committer:
-            await self._check_both_ways()
-        await self._c.commit_catalog(transaction)
+        bypassed = not self._consensus.uses_committer
+        if bypass is not bypassed:
+            await self._change_way(bypass)
+        try:
+            await self._c.commit_catalog(transaction)
+        except BaseException:
+            self._take_way(bypassed)
+            raise
+        self._c.compute.configure(bypass_committer=bypass)
+        return Completed("ALTER SYSTEM")
+
+    def _take_way(self, bypass: bool) -> None:
         if bypass:
             self._consensus.use_store()
         else:
             self._consensus.use_committer()
-        self._c.compute.configure(bypass_committer=bypass)
-        return Completed("ALTER SYSTEM")
 
-    async def _check_both_ways(self) -> None:
+    async def _change_way(self, bypass: bool) -> None:
+        """Take the other way, if both lead to one store: what was written just now over the one is seen over both."""
         try:
+            await self._consensus.check_store(CATALOG_SHARD)  # fails soon where a commit would be patient
+            async with asyncio.timeout(_TOUCH_S):
+                await self._c.catalog.touch()
             await self._consensus.check_store(CATALOG_SHARD)
-        except (ValueError, ExternalError) as error:
+            self._take_way(bypass)
+        except (ValueError, ExternalError, TimeoutError) as error:
             raise SqlError(
                 f"the way to the consensus store stays as it is: {error}",
                 sqlstate="55000",
