@@ -52,6 +52,29 @@ def test_a_lone_change_goes_at_once_and_the_backlog_makes_the_next_batch() -> No
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("processes", "gathers"), [(0, 1), (1, 2), (3, 6), (100, 16)])
+def test_the_second_batch_waits_for_as_many_as_its_answers_need_messages(processes: int, gathers: int) -> None:
+    async def main() -> None:
+        store = BatchingMemConsensus()
+        committer = InProcessConsensus(store)
+        committer.called_by(processes)
+        store.gate.clear()
+        calls = [asyncio.ensure_future(committer.compare_and_set("first", version(0)))]
+        await settle()
+        for number in range(gathers):
+            calls.append(asyncio.ensure_future(committer.compare_and_set(f"k{number}", version(0))))
+            await settle()
+            assert store.batches == [["first"]]
+        calls.append(asyncio.ensure_future(committer.compare_and_set("last", version(0))))
+        await settle()
+        assert [len(batch) for batch in store.batches] == [1, gathers + 1]
+        store.gate.set()
+        assert set(await asyncio.gather(*calls)) == {COMMITTED}
+        await committer.close()
+
+    asyncio.run(main())
+
+
 def test_batches_in_flight_are_bounded() -> None:
     async def main() -> None:
         store = BatchingMemConsensus()

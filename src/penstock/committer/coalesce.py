@@ -34,10 +34,12 @@ BATCH_BYTES_MAX = 16 << 20
 BATCHES_MAX = 16
 """Batches on their way to the store."""
 
-_GATHER = 16
-"""With n batches on their way another one leaves when more than n times this have gathered. The store's log is flushed
-once for all that wait for it: a small batch that sets out during a flush is done no sooner than the larger one that
-waits for its end, and costs both ends a message and a statement more.
+GATHER_MAX = 16
+_GATHER_PER_CALLER = 2
+"""With n batches on their way another one leaves when more than n times this, for each process that calls, have
+gathered (n times `GATHER_MAX` at most). The store's log is flushed once for all that wait for it: a small batch that
+sets out during a flush is done no sooner than the larger one that waits for its end, and costs a statement more, and
+each process a message more. What few processes send comes in few messages anyway, and gains by an early start.
 """
 
 BACKLOG_MAX = 16_384
@@ -99,12 +101,17 @@ class Coalescer:
         self._following: dict[str, deque[Change] | None] = {}
         """Shards with a change that is ready or on its way, and what waits behind it."""
         self._batches = 0
+        self._gather = GATHER_MAX
         self._pump_is_due = False
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._tasks = TaskOwner("coalescer")
         metrics.QUEUED.set_function(lambda: self._backlog)
+
+    def called_by(self, processes: int) -> None:
+        """So many processes send changes: their answers travel in as many messages."""
+        self._gather = max(1, min(_GATHER_PER_CALLER * processes, GATHER_MAX))
 
     async def compare_and_set(self, key: str, new: Versioned) -> CasResult:
         """As `Consensus.compare_and_set`. A cancelled call that has not left yet does not happen."""
@@ -208,7 +215,7 @@ class Coalescer:
 
     def _pump(self) -> None:
         self._pump_is_due = False
-        while self._batches < self._batches_max and len(self._ready) > self._batches * _GATHER:
+        while self._batches < self._batches_max and len(self._ready) > self._batches * self._gather:
             batch = self._take()
             if not batch:
                 return

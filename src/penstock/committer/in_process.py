@@ -109,6 +109,11 @@ class InProcessConsensus:
         assert self._coalescer is not None, "this store gathers its calls itself"
         await self._coalescer.room()
 
+    def called_by(self, processes: int) -> None:
+        """See `Coalescer.called_by`."""
+        if self._coalescer is not None:
+            self._coalescer.called_by(processes)
+
     def offer(self, key: str, new: Versioned, settle: Settle) -> Change | None:
         """`compare_and_set` without a task: `settle` gets the result or the error, perhaps before this returns (None).
 

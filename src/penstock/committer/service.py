@@ -51,18 +51,24 @@ class ConsensusService(pb_grpc.ConsensusServicer):
         self._peers.connected(context.peer())
         stream = _Stream(self._consensus, self._clock, self._peers, context)
         self._streams.add(stream)
+        self._tell_streams()
         metrics.CONNECTIONS.inc()
         try:
             await context.write(pb.Responses())
             await stream.serve()
         finally:
             self._streams.discard(stream)
+            self._tell_streams()
             metrics.CONNECTIONS.dec()
         if stream.garbage is not None:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, stream.garbage)
         if not stream.answered_all:
             # Only an orderly end tells the client that what has no answer was not taken.
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not all that was taken is answered")
+
+    def _tell_streams(self) -> None:
+        if isinstance(self._consensus, InProcessConsensus):
+            self._consensus.called_by(len(self._streams))
 
     def close(self) -> None:
         """Take no more requests; the streams end when what they have taken is answered."""
