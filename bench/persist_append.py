@@ -29,6 +29,8 @@ from penstock.persist import Changelog, ShardId, new_shard_id
 T = TypeVar("T")
 APPEND_ROWS = 1_000
 EDGE = 20
+RUNS = 5
+"""Twenty appends take some 25 ms, and a merge of 64 batches beside them as long again: the median run is reported."""
 BULK_ROWS = 5_000_000
 BULK_APPENDS = 10
 BULK_ROUNDS = 5
@@ -55,6 +57,10 @@ class Appends:
     def last_per_s(self) -> float:
         return EDGE / sum(self.seconds[-EDGE:])
 
+    @property
+    def last_over_first(self) -> float:
+        return self.last_per_s / self.first_per_s
+
 
 @dataclass(frozen=True)
 class Bulk:
@@ -64,7 +70,9 @@ class Bulk:
 
 def run(report: Report, *, quick: bool) -> None:
     appends = 200 if quick else 2_000
-    ours = _in_folder(lambda folder: asyncio.run(_our_appends(folder, appends)))
+    runs = [_in_folder(lambda folder: asyncio.run(_our_appends(folder, appends))) for _ in range(RUNS)]
+    report.note("last over first, each run: " + ", ".join(f"{one.last_over_first:.2f}" for one in runs))
+    ours = sorted(runs, key=lambda one: one.last_over_first)[RUNS // 2]
     for name, peer in {**TABLE_FORMATS, **DATABASES}.items():
         theirs = _measured(report, name, lambda folder, peer=peer: _peer_appends(peer, folder, appends))
         if theirs is None:
@@ -95,7 +103,7 @@ def _append_lines(report: Report, name: str, ours: Appends, theirs: Appends) -> 
         ("appends_per_s", ours.per_s, theirs.per_s, "1/s"),
         ("appends_per_s_first_20", ours.first_per_s, theirs.first_per_s, "1/s"),
         ("appends_per_s_last_20", ours.last_per_s, theirs.last_per_s, "1/s"),
-        ("last_over_first", ours.last_per_s / ours.first_per_s, theirs.last_per_s / theirs.first_per_s, "ratio"),
+        ("last_over_first", ours.last_over_first, theirs.last_over_first, "ratio"),
     ):
         report.add(metric, value, unit, peer=name, peer_value=peer_value, higher_is_better=True)
 
