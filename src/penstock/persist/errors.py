@@ -128,6 +128,7 @@ class BatchTooOld(PenstockError):
             f"a batch for shard {shard} was stored {waited_ms / 1000:.0f} s ago, but can be appended for "
             f"{limit_ms / 1000:.0f} s only (was this process stopped?); write its updates again"
         )
+        self.shard = shard
 
 
 class ClientClosed(PenstockError):

@@ -21,6 +21,7 @@ from penstock.persist.shard import Shard
 from penstock.persist.state import HollowPart, Part
 from penstock.persist.store import SeqNo, ShardId
 from penstock.runtime import Frontier, InternalError, Timestamp, Updates
+from penstock.runtime.updates import times_of
 
 _FORMAT = b"\x01"
 
@@ -118,7 +119,7 @@ async def fetch_leased(shard: Shard, ticket: Ticket) -> Updates:
     if ticket.as_of is None:
         return updates
     updates = updates.filter(updates.times <= np.uint64(ticket.as_of))
-    return Updates(updates.rows, np.full(len(updates), ticket.as_of, dtype=np.uint64), updates.diffs)
+    return Updates(updates.rows, times_of(ticket.as_of, len(updates)), updates.diffs)
 
 
 def shard_of(ticket: Ticket) -> ShardId:

@@ -12,7 +12,7 @@ import pyarrow.ipc
 
 from penstock.persist import metrics
 from penstock.runtime import Timestamp, Updates, hash_columns
-from penstock.runtime.updates import with_row_count
+from penstock.runtime.updates import times_of, with_row_count
 
 _BITS = 4
 DEPTH_MAX = 64 // _BITS - 1
@@ -89,4 +89,4 @@ class SpilledPartitions:
             rows = with_row_count(self._schema, batch.num_rows)
         else:
             rows = pa.RecordBatch.from_arrays(batch.columns[:-1], schema=self._schema)
-        return Updates(rows, np.full(len(diffs), self._time, dtype=np.uint64), diffs)
+        return Updates(rows, times_of(self._time, len(diffs)), diffs)

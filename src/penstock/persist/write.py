@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -32,11 +33,39 @@ from penstock.runtime import (
     random_uuid,
 )
 
+R = TypeVar("R")
+S = TypeVar("S")
+
 _EXPIRE_TIMEOUT_S = 2.0
-STORES_MAX = 3
+_STORES_MAX = 3
 """How often updates are stored anew because whoever stored them was stopped before it could append them."""
 
 _log = structlog.get_logger("penstock.persist")
+
+
+async def store_and_append(
+    store: Callable[[], Awaitable[S]], append: Callable[[S], Awaitable[R]], discard: Callable[[S], Awaitable[None]]
+) -> tuple[S, R]:
+    """What was stored, and what came of appending it. It is stored anew where this process was stopped in between for
+    so long that `append` finds it too old.
+
+    What surely was not appended is discarded on the way out with an error: that of `store` or `append`, or
+    `Determinate` when it was too old each time.
+    """
+    stores_left = _STORES_MAX
+    while True:
+        stored = await store()
+        stores_left -= 1
+        try:
+            return stored, await append(stored)
+        except Determinate:
+            await discard(stored)
+            raise
+        except BatchTooOld as error:
+            await discard(stored)
+            if not stores_left:
+                raise Determinate(error.message) from error
+            _log.warning("stored anew: this process was stopped for long", shard=error.shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,21 +194,16 @@ class WriteHandle:
         self._check_times(updates, expected_upper, new_upper)
         if await self._lost(expected_upper):
             return Mismatch(self.upper)
-        for stores_left in reversed(range(STORES_MAX)):
-            batch = await self.batch(updates, expected_upper, new_upper)
-            try:
-                result = await self._append([batch], expected_upper, new_upper, [batch, *naming])
-                break
-            except Determinate:
-                await self._discard(batch)
-                raise
-            except BatchTooOld as error:
-                await self._discard(batch)
-                for one in naming:
-                    self._check_age(one)
-                if not stores_left:
-                    raise Determinate(error.message) from error
-                _log.warning("updates are stored anew: this process was stopped for long", shard=self.shard)
+
+        async def store() -> Batch:
+            for one in naming:
+                self._check_age(one)
+            return await self.batch(updates, expected_upper, new_upper)
+
+        async def append(batch: Batch) -> Appended | Mismatch:
+            return await self._append([batch], expected_upper, new_upper, [batch, *naming])
+
+        batch, result = await store_and_append(store, append, self._discard)
         if isinstance(result, Mismatch):
             await self.delete_batch(batch)
             return result

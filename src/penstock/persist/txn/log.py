@@ -139,11 +139,9 @@ class TxnsLog:
         """Return when ``progress > ts``. Raises what ended the subscription. Cancellable."""
         while self.progress <= ts:
             self.check()
-            news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            ticket = (ts, next(self._tickets), news)
-            heapq.heappush(self._waiting, ticket)
+            ticket = self._queue_up(ts)
             try:
-                await news
+                await ticket[2]
             except asyncio.CancelledError:
                 self._give_up(ticket)
                 raise
@@ -153,7 +151,8 @@ class TxnsLog:
 
         Raises what ended the subscription. Cancellable.
         """
-        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ticket = self._queue_up(ts)
+        news = ticket[2]
 
         def look_again(told: asyncio.Future[None]) -> None:
             if not told.cancelled():
@@ -161,8 +160,6 @@ class TxnsLog:
                 shard.look_again()
 
         news.add_done_callback(look_again)
-        ticket = (ts, next(self._tickets), news)
-        heapq.heappush(self._waiting, ticket)
         try:
             state = await shard.wait_until(lambda state: enough(state) or self.progress > ts or self.failed)
         finally:
@@ -170,6 +167,12 @@ class TxnsLog:
             news.cancel()
         if not enough(state) and self.progress <= ts:
             self.check()
+
+    def _queue_up(self, ts: Timestamp) -> _Ticket:
+        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ticket = (ts, next(self._tickets), news)
+        heapq.heappush(self._waiting, ticket)
+        return ticket
 
     def _give_up(self, ticket: _Ticket) -> None:
         if ticket in self._waiting:  # else it has been told, and its time has come
@@ -252,13 +255,12 @@ class TxnsLog:
             self._take(event)
 
     def _take(self, event: ListenEvent) -> None:
-        for updates in [*self._ahead, *event.updates]:
-            self._collect(updates.filter(updates.times < event.progress))
-        self._ahead = [
-            ahead
-            for updates in [*self._ahead, *event.updates]
-            if len(ahead := updates.filter(updates.times >= event.progress))
-        ]
+        arrived, self._ahead = [*self._ahead, *event.updates], []
+        for updates in arrived:
+            due = updates.times < event.progress
+            self._collect(updates.filter(due))
+            if not due.all():
+                self._ahead.append(updates.filter(~due))
         if event.progress > self.progress and event.progress >= self._first:
             if self._pending:
                 self._close_times()

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from penstock.persist.client import PersistClient
@@ -29,6 +28,7 @@ from penstock.persist.txn.listen import TxnsListen
 from penstock.persist.txn.log import TxnsLog
 from penstock.persist.txn.rows import Write
 from penstock.runtime import Frontier, Timestamp, Updates
+from penstock.runtime.updates import times_of
 
 
 class TxnsReader:
@@ -184,8 +184,7 @@ class TxnsSnapshot:
         if self._fresh:
             updates = await fetch_part(self._handle.inner.lease, self._fresh[0], self._wanted)
             self._fresh.popleft()
-            times = np.full(len(updates), self._as_of, dtype=np.uint64)
-            return Updates(updates.rows, times, updates.diffs)
+            return Updates(updates.rows, times_of(self._as_of, len(updates)), updates.diffs)
         return await anext(self._stored)
 
     @property

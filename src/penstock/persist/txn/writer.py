@@ -25,16 +25,15 @@ import structlog
 
 from penstock.persist import metrics
 from penstock.persist.client import PersistClient
-from penstock.persist.errors import BatchTooOld, InvalidUsage, Mismatch, SchemaMismatch
+from penstock.persist.errors import InvalidUsage, Mismatch, SchemaMismatch
 from penstock.persist.schema import encode_schema
 from penstock.persist.since import SinceHandle
 from penstock.persist.store import ShardId
 from penstock.persist.txn.log import TxnsLog
 from penstock.persist.txn.rows import TXNS_SCHEMA, Ending, Entry, Registration, Write, encode
-from penstock.persist.write import STORES_MAX, Batch, WriteHandle
+from penstock.persist.write import Batch, WriteHandle, store_and_append
 from penstock.runtime import (
     DONE,
-    Determinate,
     ExternalError,
     Frontier,
     InternalError,
@@ -158,19 +157,11 @@ class TxnsWriter:
                 if upper > expected:
                     return TooLate(upper)  # another writer may have registered them
                 raise InvalidUsage(f"writes at {ts} to {', '.join(unknown)}, which are not registered")
-            for stores_left in reversed(range(STORES_MAX)):
-                batches = await self._store(writes, ts)
-                try:
-                    late = await self._append([Write.new(batch) for batch in batches], [], expected, ts)
-                    break
-                except Determinate:
-                    await self._discard(batches)
-                    raise
-                except BatchTooOld as error:
-                    await self._discard(batches)
-                    if not stores_left:
-                        raise Determinate(error.message) from error
-                    _log.warning("writes are stored anew: this process was stopped for long", ts=ts)
+            batches, late = await store_and_append(
+                lambda: self._store(writes, ts),
+                lambda batches: self._append([Write.new(batch) for batch in batches], [], expected, ts),
+                self._discard,
+            )
             if late is not None:
                 await self._discard(batches)
             return late
