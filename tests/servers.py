@@ -38,6 +38,24 @@ def postgres() -> Iterator[str]:
 
 
 @contextmanager
+def table_name(url: str, name: str) -> Iterator[str]:
+    """`name`, for a table of one test; whatever has that name at the end is dropped."""
+    import psycopg
+
+    yield name
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"DROP TABLE IF EXISTS {name}")
+
+
+def drop_table(url: str, name: str) -> None:
+    """Drop a table that is there."""
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"DROP TABLE {name}")
+
+
+@contextmanager
 def s3() -> Iterator[str]:
     """An S3 with the bucket `S3_BUCKET` on a loopback port; its endpoint."""
     os.environ["MOTO_S3_DEFAULT_MAX_KEYS"] = "50"  # so that a listing of little more has several pages

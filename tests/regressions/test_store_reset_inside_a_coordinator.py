@@ -17,19 +17,13 @@ from penstock.committer import InProcessConsensus, RpcConsensus
 from penstock.persist import open_consensus
 from penstock.runtime import Determinate, PenstockError
 from tests.adapter.test_environment import sql
+from tests.servers import drop_table, table_name
 
 
 @pytest.fixture
 def table(postgres_url: str) -> Iterator[str]:
-    name = "reset_inside_a_coordinator"
-    yield name
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"DROP TABLE IF EXISTS {name}")
-
-
-def drop(url: str, table: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"DROP TABLE {table}")
+    with table_name(postgres_url, "reset_inside_a_coordinator") as name:
+        yield name
 
 
 def test_statements_are_told_of_the_loss_at_once_and_work_again_once_the_table_is_back(
@@ -69,7 +63,7 @@ def test_a_coordinators_committer_reports_the_loss(postgres_url: str, table: str
         (tmp_path / "run").mkdir()
         environment = Environment(EnvironmentConfig(url, f"file:{tmp_path}/blob", tmp_path / "run"))
         await environment.open()
-        drop(postgres_url, table)
+        drop_table(postgres_url, table)
         client = RpcConsensus(f"unix:{tmp_path}/run/committer.sock")
         with pytest.raises(Determinate, match="42P01"):
             await client.head("s0")

@@ -10,26 +10,19 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 
 from penstock.committer import RpcConsensus
 from penstock.persist import CasResult
 from tests.committer.batching import version
 from tests.committer.persistd_process import persistd
+from tests.servers import drop_table, table_name
 
 
 @pytest.fixture
 def table(postgres_url: str) -> Iterator[str]:
-    name = "reset_under_the_committer"
-    yield name
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"DROP TABLE IF EXISTS {name}")
-
-
-def drop(url: str, table: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"DROP TABLE {table}")
+    with table_name(postgres_url, "reset_under_the_committer") as name:
+        yield name
 
 
 def test_the_standalone_committer_creates_the_tables_again(postgres_url: str, table: str, tmp_path: Path) -> None:
@@ -38,12 +31,12 @@ def test_the_standalone_committer_creates_the_tables_again(postgres_url: str, ta
         keys = [f"s{number}" for number in range(30)]
         for seqno in range(2):
             await asyncio.gather(*(client.compare_and_set(key, version(seqno)) for key in keys))
-        drop(postgres_url, table)
+        drop_table(postgres_url, table)
         assert await client.head("s0") is None, "one retry, and the caller does not notice"
-        drop(postgres_url, table)
+        drop_table(postgres_url, table)
         results = await asyncio.gather(*(client.compare_and_set(key, version(0)) for key in keys))
         assert results == [CasResult.COMMITTED] * 30, "the cache of the old contents must be gone too"
-        drop(postgres_url, table)
+        drop_table(postgres_url, table)
         results = await asyncio.gather(*(client.compare_and_set(key, version(1)) for key in keys))
         assert set(results) <= {CasResult.MISMATCH}, "what was built on lost versions fails"
         assert await client.scan("s0", version(0).seqno) == []

@@ -8,9 +8,7 @@ from typing import TypeVar
 
 from penstock.persist import (
     CasResult,
-    MemBlob,
     MemConsensus,
-    PersistClient,
     PersistConfig,
     ShardId,
     Sweeper,
@@ -20,8 +18,9 @@ from penstock.persist import (
 from penstock.persist.commands import Applied
 from penstock.persist.compact import compact
 from penstock.persist.txn import TxnsReader, TxnsWriter
-from penstock.runtime import Frontier, Timestamp, VirtualClock
+from penstock.runtime import Frontier, Timestamp
 from tests.persist.shards import SCHEMA, append, expected_at, snapshot, updates
+from tests.persist.stopped import TwoProcesses
 from tests.persist.txn.cluster import contents, rows
 
 T = TypeVar("T")
@@ -53,15 +52,9 @@ class Stopping(MemConsensus):
         return await super().compare_and_set(key, new)
 
 
-class World:
-    """A process that will be stopped, and another one that goes on."""
-
+class World(TwoProcesses[Stopping]):
     def __init__(self) -> None:
-        self.blob, consensus, self.clock = MemBlob(), MemConsensus(), VirtualClock(1_000_000_000)
-        self.stopping = Stopping()
-        self.stopping._logs = consensus._logs
-        self.first = PersistClient(self.blob, self.stopping, clock=self.clock, config=CONFIG)
-        self.second = PersistClient(self.blob, consensus, clock=self.clock, config=CONFIG)
+        super().__init__(Stopping(), CONFIG)
 
     async def blobs(self, shard: ShardId) -> set[str]:
         return {key.partition("/")[2] for key, _ in await self.blob.list_prefix(f"{shard}/")}
@@ -81,17 +74,6 @@ class World:
             self.clock.advance(60)
             swept |= set(await self.patiently(sweeper.turn()))
         return swept
-
-    async def patiently(self, work: Awaitable[T]) -> T:
-        running = asyncio.ensure_future(work)
-        while not running.done():
-            self.clock.advance(0.1)
-            await asyncio.sleep(0)
-        return await running
-
-    async def close(self) -> None:
-        await self.first.close()
-        await self.second.close()
 
 
 async def nothing(_: ShardId) -> frozenset[str]:

@@ -5,7 +5,6 @@ for lost: its token is gone, so that it is missing proves nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from typing import TypeVar
 
 import pytest
@@ -13,18 +12,17 @@ import pytest
 from penstock.persist import (
     SCAN_ALL,
     CasResult,
-    MemBlob,
     MemConsensus,
     Mismatch,
-    PersistClient,
     PersistConfig,
     SeqNo,
     Versioned,
     new_shard_id,
 )
 from penstock.persist.txn import TxnsReader, TxnsWriter
-from penstock.runtime import Frontier, Indeterminate, Timestamp, VirtualClock
+from penstock.runtime import Frontier, Indeterminate, Timestamp
 from tests.persist.shards import SCHEMA, append, expected_at, snapshot, updates
+from tests.persist.stopped import TwoProcesses
 from tests.persist.txn.cluster import contents, rows
 
 T = TypeVar("T")
@@ -56,26 +54,9 @@ class Stopping(MemConsensus):
         return await super().scan(key, from_, limit)
 
 
-class World:
-    """A process that is stopped, and another one that goes on."""
-
+class World(TwoProcesses[Stopping]):
     def __init__(self) -> None:
-        self.clock, blob, going = VirtualClock(1_000_000_000), MemBlob(), MemConsensus()
-        self.stopping = Stopping()
-        self.stopping._logs = going._logs
-        self.first = PersistClient(blob, self.stopping, clock=self.clock, config=CONFIG)
-        self.second = PersistClient(blob, going, clock=self.clock, config=CONFIG)
-
-    async def patiently(self, work: Awaitable[T]) -> T:
-        running = asyncio.ensure_future(work)
-        while not running.done():
-            self.clock.advance(0.01)
-            await asyncio.sleep(0)
-        return await running
-
-    async def close(self) -> None:
-        await self.first.close()
-        await self.second.close()
+        super().__init__(Stopping(), CONFIG)
 
 
 @pytest.mark.parametrize("stopped_s", [1.0, STOPPED_S])
