@@ -26,6 +26,10 @@ _ROW_SEED = np.uint64(0x2545F4914F6CDD1D)
 _COMBINE = np.uint64(0x9FB21C651E98DF25)
 _POLYNOMIAL = 0x100000001B3
 _BLOCK_ROWS = 1 << 14
+_HEAD_BYTES = 64
+"""Of a string, this much is hashed word by word over all rows; what is longer has its rows spread over its words."""
+
+_WORD_OFFSETS = np.arange(_HEAD_BYTES >> 3, dtype=np.uint64) * _COMBINE
 
 
 def hash_columns(columns: Iterable[pa.Array], length: int) -> U64:
@@ -139,21 +143,30 @@ def _hash_bytes(column: pa.Array, offset_type: type) -> U64:
         data[:-8] = np.frombuffer(column.buffers()[2], dtype=np.uint8)[first:last]
         loads: U64 = np.ndarray(shape=(last - first + 1,), dtype="<u8", buffer=data, strides=(1,))
         starts = offsets[:-1] - first
-        if int(lengths.max()) <= 8:
-            sums = _mix(_low_bytes(loads[starts], lengths))
-        else:
-            counts = (lengths + 7) >> 3
-            ends = np.cumsum(counts)
-            firsts = ends - counts
-            numbers = np.arange(ends[-1]) - np.repeat(firsts, counts)
-            at = numbers << 3
-            words = _low_bytes(loads[np.repeat(starts, counts) + at], np.repeat(lengths, counts) - at)
-            words += numbers.view(np.uint64) * _COMBINE
-            nonempty = np.flatnonzero(counts)
-            # reduceat needs strictly valid, non-empty slices; empty values keep a sum of zero
-            sums[nonempty] = np.add.reduceat(_mix(words), firsts[nonempty])
+        sums = _mix(_low_bytes(loads[starts], lengths))
+        longest = int(lengths.max())
+        for at in range(8, min(longest, _HEAD_BYTES), 8):  # once per word of a value, not per value
+            longer = np.flatnonzero(lengths > at)
+            words = _low_bytes(loads[starts[longer] + at], lengths[longer] - at)
+            words += _WORD_OFFSETS[at >> 3]
+            sums[longer] += _mix(words)
+        if longest > _HEAD_BYTES:
+            longer = np.flatnonzero(lengths > _HEAD_BYTES)
+            sums[longer] += _hash_tails(loads, starts[longer] + _HEAD_BYTES, lengths[longer] - _HEAD_BYTES)
     sums ^= lengths.view(np.uint64) * _ROW_SEED
     return _mix(sums)
+
+
+def _hash_tails(loads: U64, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> U64:
+    """Sum per value of the mixed words that come after its head; `lengths` are of these, and positive."""
+    counts = (lengths + 7) >> 3
+    ends = np.cumsum(counts)
+    firsts = ends - counts
+    numbers = np.arange(ends[-1]) - np.repeat(firsts, counts)
+    at = numbers << 3
+    words = _low_bytes(loads[np.repeat(starts, counts) + at], np.repeat(lengths, counts) - at)
+    words += (numbers + (_HEAD_BYTES >> 3)).view(np.uint64) * _COMBINE
+    return np.add.reduceat(_mix(words), firsts)
 
 
 def _low_bytes(words: U64, counts: npt.NDArray[np.int64]) -> U64:
