@@ -109,6 +109,14 @@ def encode_object(
     return data, part
 
 
+def copied(updates: Updates) -> Updates | None:
+    """`updates` in memory of their own, in one piece; None for types that this is not worth the trouble for."""
+    if _has_dictionary(updates.schema):
+        return None
+    data = _stored_batch(updates).serialize()
+    return _from_stored(pa.ipc.read_record_batch(data, _stored_schema(updates.schema)), updates.schema)
+
+
 def buffer_bytes(updates: Updates) -> int:
     """Bytes that `updates` keeps in memory: whole buffers, even where only a slice of them is used. Cheap."""
     return int(updates.rows.get_total_buffer_size()) + updates.times.nbytes + updates.diffs.nbytes

@@ -13,7 +13,15 @@ import pyarrow as pa
 from penstock.persist import metrics
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, CorruptBlobError
-from penstock.persist.parts import PartDamaged, buffer_bytes, decode_inline, decode_object, encode_object, select_rows
+from penstock.persist.parts import (
+    PartDamaged,
+    buffer_bytes,
+    copied,
+    decode_inline,
+    decode_object,
+    encode_object,
+    select_rows,
+)
 from penstock.persist.retry import patiently
 from penstock.persist.schema import Migration, SchemaId, migration
 from penstock.persist.state import HollowPart, Part
@@ -87,10 +95,23 @@ class PartStore:
     ) -> None:
         key = f"{owner}/{new_part_name(self._clock.now_ms(), index)}"
         stats_bytes = self.config.stats_bytes if updates.nbytes >= self.config.stats_from_bytes else 0
-        data, part = await self.run(lambda: encode_object(updates, key, schema, stats_bytes))
+        data, part, kept = await self.run(lambda: self._encoded(updates, key, schema, stats_bytes))
         await self._patiently(lambda: self.blob.set(f"{shard}/{key}", data), f"write part {key} of {shard}")
         metrics.PART_BYTES.labels("written").inc(len(data))
         written[index] = part
+        if kept is not None:
+            self.remember((shard, key, 0), kept)
+
+    def _encoded(
+        self, updates: Updates, key: str, schema: SchemaId, stats_bytes: int
+    ) -> tuple[bytes, HollowPart, Updates | None]:
+        """What goes into the blob, its description, and what is kept: who writes small parts mostly merges them soon.
+
+        A copy is kept. The updates may be over memory of the caller's that he writes to once he has appended it.
+        """
+        data, part = encode_object(updates, key, schema, stats_bytes)
+        worth_it = updates.nbytes <= min(_CACHED_PART_BYTES_MAX, self.config.cache_bytes)
+        return data, part, copied(updates) if worth_it else None
 
     async def fetch(
         self, shard: ShardId, located: Located, written: pa.Schema, wanted: pa.Schema, *, keep: bool = True
@@ -137,10 +158,6 @@ class PartStore:
             _, evicted = self._cache.popitem(last=False)
             self._cache_bytes -= _cached_bytes(evicted)
         metrics.CACHE_BYTES.set(self._cache_bytes)
-
-    def remember_batch(self, shard: ShardId, batch_id: int, updates: Updates) -> None:
-        """Keep the updates of the single inline part of a batch that was just appended."""
-        self.remember((shard, batch_id, 0), updates)
 
     async def delete(self, shard: ShardId, keys: Sequence[str]) -> None:
         """Delete blobs by their keys within `shard`; those that are gone already are fine."""

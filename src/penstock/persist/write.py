@@ -207,9 +207,6 @@ class WriteHandle:
         if isinstance(result, Mismatch):
             await self.delete_batch(batch)
             return result
-        if result.batch_id is not None and len(batch.parts) == 1 and not batch.keys:
-            rows = conform(updates.rows, self._schema)
-            self._shard.parts.remember_batch(self.shard, result.batch_id, updates.with_rows(rows))
         return None
 
     async def batch(self, updates: Updates, lower: Frontier, upper: Frontier) -> Batch:
