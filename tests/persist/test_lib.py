@@ -408,17 +408,19 @@ def test_rate_limit() -> None:
 
 
 class Slow(MemBlob):
-    """Counts uploads under way."""
+    """Counts uploads under way; the first ends when there are `awaited` of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, awaited: int) -> None:
         super().__init__()
         self.now = self.most = 0
+        self._awaited, self._enough = awaited, asyncio.Event()
 
     async def set(self, key: str, value: bytes) -> None:
         self.now += 1
         self.most = max(self.most, self.now)
-        for _ in range(3):
-            await asyncio.sleep(0)
+        if self.now == self._awaited:
+            self._enough.set()
+        await self._enough.wait()
         await super().set(key, value)
         self.now -= 1
 
@@ -428,14 +430,13 @@ def test_batch_builder_flushing(uploads: int) -> None:
     """Parts are uploaded side by side, but only so many at a time: back-pressure instead of memory."""
 
     async def main() -> None:
-        blob = Slow()
+        blob = Slow(awaited=uploads)
         config = PersistConfig(inline_bytes=0, part_bytes=200, uploads=uploads)
         client = PersistClient(blob, MemConsensus(), config=config)
         writer = await client.open_writer(new_shard_id(), SCHEMA, purpose="test")
         batch = await writer.batch(updates([(k, 0, 1) for k in range(100)]), Frontier(0), Frontier(1))
         assert len(batch.keys) > 5
-        assert blob.most <= uploads
-        assert uploads == 1 or blob.most > 1
+        assert blob.most == uploads
         await client.close()
 
     asyncio.run(main())
