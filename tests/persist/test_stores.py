@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import sqlite3
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -134,6 +136,62 @@ def test_a_deletion_in_a_directory_is_durable(tmp_path: Path, monkeypatch: pytes
             assert synced == []
 
     monkeypatch.setattr(os, "fsync", watched)
+    asyncio.run(main())
+
+
+def test_deletions_share_what_makes_them_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever deletes while the directory is being synced waits for the next time, which does for all of them."""
+    begun, go_on = threading.Event(), threading.Event()
+    gone_by_then: list[set[str]] = []
+    keys = [f"s/{number}" for number in range(6)]
+
+    def left() -> set[str]:
+        return set(os.listdir(tmp_path / "s"))
+
+    def watched(descriptor: int) -> None:
+        gone_by_then.append({key[2:] for key in keys} - left())
+        begun.set()
+        assert go_on.wait(10)
+
+    async def main() -> None:
+        blob = FileBlob(tmp_path)
+        async with closing(blob):
+            for key in keys:
+                await blob.set(key, b"x")
+            monkeypatch.setattr(os, "fsync", watched)
+            first = asyncio.create_task(blob.delete(keys[0]))
+            await asyncio.to_thread(begun.wait, 10)
+            others = [asyncio.create_task(blob.delete(key)) for key in keys[1:]]
+            async with asyncio.timeout(10):
+                while left():  # noqa: ASYNC110 what changes it has no event
+                    await asyncio.sleep(0)
+            assert not first.done()
+            assert not any(other.done() for other in others), "nobody is told before it is durable"
+            others.pop().cancel()  # takes the others' sync with it as little as its own deletion
+            go_on.set()
+            assert await asyncio.gather(first, *others) == [1] * 5
+            assert [len(gone) for gone in gone_by_then] == [1, 6]
+            assert blob._syncs == blob._next_syncs == {}
+
+    asyncio.run(main())
+
+
+def test_a_deletion_that_may_not_be_durable_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, "the disk has failed")
+
+    async def main() -> None:
+        blob = FileBlob(tmp_path)
+        async with closing(blob):
+            await blob.set("s/a", b"x")
+            await blob.set("s/b", b"x")
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", failing)
+                for outcome in await asyncio.gather(blob.delete("s/a"), blob.delete("s/b"), return_exceptions=True):
+                    assert isinstance(outcome, Indeterminate)
+            await blob.set("s/c", b"x")
+            assert await blob.delete("s/c") == 1
+
     asyncio.run(main())
 
 

@@ -39,6 +39,8 @@ class FileBlob:
         if prepare:
             make_directory(self._temporary)
         self._directories: set[str] = set()
+        self._syncs: dict[Path, asyncio.Task[None]] = {}
+        self._next_syncs: dict[Path, asyncio.Task[None]] = {}
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="file-blob")
         if prepare:
             self._remove_stale_temporaries()
@@ -50,13 +52,38 @@ class FileBlob:
         await self._run(lambda: self._set(key, value), f"write blob {key} ({len(value)} bytes)")
 
     async def delete(self, key: str) -> int | None:
-        return await self._run(lambda: self._delete(key), f"delete blob {key}")
+        what = f"delete blob {key}"
+        size = await self._run(lambda: self._delete(key), what)
+        if size is not None:  # or it comes back with a power failure, after those who knew of it are gone
+            await asyncio.shield(self._synced(self._path(key).parent, what))
+        return size
 
     async def list_prefix(self, prefix: str) -> list[tuple[str, int]]:
         return await self._run(lambda: self._list(prefix), f"list blobs {prefix}*")
 
     async def close(self) -> None:
         await asyncio.to_thread(self._threads.shutdown, True)
+
+    def _synced(self, directory: Path, what: str) -> asyncio.Task[None]:
+        """An fsync of `directory` that has not begun yet. One does for all who delete while the one before it runs."""
+        waiting = self._next_syncs.get(directory)
+        if waiting is None:
+            waiting = asyncio.create_task(self._sync_after(self._syncs.get(directory), directory, what))
+            self._next_syncs[directory] = waiting
+        return waiting
+
+    async def _sync_after(self, before: asyncio.Task[None] | None, directory: Path, what: str) -> None:
+        this = asyncio.current_task()
+        assert this is not None
+        try:
+            if before is not None:
+                await asyncio.wait([before])
+            self._syncs[directory] = self._next_syncs.pop(directory)
+            await self._run(lambda: _fsync_directory(directory), what)
+        finally:
+            for syncs in (self._syncs, self._next_syncs):
+                if syncs.get(directory) is this:
+                    del syncs[directory]
 
     async def _run(self, operation: Callable[[], T], what: str) -> T:
         """Run in a thread; unknown failures may have struck after the rename, so they are indeterminate."""
@@ -109,7 +136,6 @@ class FileBlob:
             path.unlink()
         except FileNotFoundError:
             return None
-        _fsync_directory(path.parent)  # or it comes back with a power failure, after those who knew of it are gone
         return size
 
     def _list(self, prefix: str) -> list[tuple[str, int]]:
