@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from penstock.persist import MemBlob, MemConsensus, PersistClient, PersistConfig, ReadHandle, new_shard_id
 from penstock.persist.compact import Policy, compact
@@ -49,7 +52,7 @@ def test_structured_lowers_follow_the_values(kind: str) -> None:
 
 def test_types_without_an_order_are_sorted_by_hash() -> None:
     rows = pa.record_batch({"d": [Decimal("1.5"), Decimal("2.5")], "n": [1, 2]})
-    keys = Keys.of(Updates.at(rows, Timestamp(0)))
+    keys = Keys.of(rows)
     assert keys.leading.tolist() == [0, 0]
     assert keys.hashes[0] != keys.hashes[1]
     assert leading_words(pa.array([[1], []])).tolist() == [0, 0]
@@ -112,8 +115,9 @@ def test_the_output_is_sorted_runs_of_what_was_there(memory: int) -> None:
             for number, pieces in runs.items():
                 whole = Updates.concat(pieces)
                 assert number > 0
-                keys = Keys.of(whole)
-                assert (keys.sorting() == np.arange(len(whole))).all(), "parts of a run follow one another"
+                keys = Keys.of(whole.rows)
+                place = np.lexsort((keys.hashes, keys.leading))
+                assert (place == np.arange(len(whole))).all(), "parts of a run follow one another"
                 assert len(whole.consolidate()) == len(whole), "within a run equal rows are one"
             if not Policy(8, 1 << 20).choose(shard.state):
                 break
@@ -156,7 +160,62 @@ def test_memory_is_bounded_while_a_merge_runs(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_run_in_the_wrong_order_costs_size_not_contents() -> None:
     rows = pa.record_batch([pa.array([3, 1, 2, 1]), pa.array(["c", "a", "b", "a"])], schema=SCHEMA)
-    whole = sorted_and_consolidated([Updates.at(rows, Timestamp(4))], Timestamp(9))
+    whole = sorted_and_consolidated(Updates.at(rows, Timestamp(4)), Timestamp(9))
     assert whole.rows.column(0).to_pylist() == [1, 2, 3]
     assert whole.diffs.tolist() == [2, 1, 1]
     assert set(whole.times.tolist()) == {9}
+
+
+def nan(payload: int) -> float:
+    """One of the many floats that are no number."""
+    return float(np.array([0x7FF8000000000000 | payload], dtype=np.uint64).view(np.float64)[0])
+
+
+LEADING = {
+    "few-values": st.integers(0, 2),
+    "mostly-distinct": st.integers(0, 60),
+    "floats": st.sampled_from([0.0, -0.0, 1.5, nan(0), nan(1), nan(1 << 63), None]),
+    "equal-in-eight-bytes": st.sampled_from(["abcdefgh", "abcdefghi", "abcdefghj", "b", None]),
+    "without-an-order": st.lists(st.integers(0, 1), max_size=1),
+}
+
+
+@pytest.mark.parametrize("kind", LEADING)
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_sorting_sums_equal_rows_wherever_they_are(kind: str, data: st.DataObject) -> None:
+    """Rows are hashed only where the leading column ties: what comes out is the same."""
+    changes = data.draw(
+        st.lists(st.tuples(LEADING[kind], st.integers(0, 1), st.integers(0, 3), st.integers(-1, 2)), max_size=40)
+    )
+    since = Timestamp(data.draw(st.integers(0, 3)))
+    leading, second, times, diffs = (list(one) for one in zip(*changes, strict=True)) if changes else ([], [], [], [])
+    types = {"floats": pa.float64(), "equal-in-eight-bytes": pa.string(), "without-an-order": pa.list_(pa.int64())}
+    rows = pa.record_batch([pa.array(leading, types.get(kind, pa.int64())), pa.array(second, pa.int64())], ["a", "b"])
+    updates = Updates(rows, np.array(times, dtype=np.uint64), np.array(diffs, dtype=np.int64))
+    merged = sorted_and_consolidated(updates, since)
+    assert contents(merged) == contents(updates.advance_to(since).consolidate())
+    assert len(merged) == len(updates.advance_to(since).consolidate())
+    keys = Keys.of(merged.rows)
+    order = list(zip(keys.leading.tolist(), keys.hashes.tolist(), strict=True))
+    assert order == sorted(order)
+
+
+def contents(updates: Updates) -> Counter[tuple[str, int]]:
+    total: Counter[tuple[str, int]] = Counter()
+    for row, time, diff in zip(updates.rows.to_pylist(), updates.times.tolist(), updates.diffs.tolist(), strict=True):
+        total[repr([v + 0.0 if isinstance(v, float) else v for v in row.values()]), time] += diff
+    return Counter({key: diff for key, diff in total.items() if diff})
+
+
+@pytest.mark.parametrize("distinct", [5, 5_000])
+def test_a_bound_parts_the_updates_where_the_order_does(distinct: int) -> None:
+    rng = np.random.default_rng(1)
+    rows = pa.record_batch({"a": rng.integers(0, distinct, 2_000), "b": rng.integers(0, 9, 2_000)})
+    whole = Keys.of(rows)
+    places = list(zip(whole.leading, whole.hashes, strict=True))
+    for bound in [places[0], places[1_000], max(places)]:
+        fresh = Keys.of(rows)  # which has hashed nothing yet
+        assert fresh.up_to(bound).tolist() == [place <= bound for place in places]
+        some = rng.integers(0, 2_000, 300)
+        assert fresh.take(some, rows.take(pa.array(some))).greatest() == max(places[index] for index in some)

@@ -220,12 +220,9 @@ async def _merge_small(
     shard: Shard, written: SchemaVersion, inputs: Sequence[LinkedBatch], since: Timestamp
 ) -> tuple[Part, ...]:
     config, store = shard.config, shard.parts
-    fetched = [
-        await shard.fetch_part((batch.id, index, part), written.schema)
-        for batch in inputs
-        for index, part in enumerate(batch.parts)
-    ]
-    merged = await store.run(lambda: sorted_and_consolidated(fetched, since))
+    parts = [(batch.id, index, part) for batch in inputs for index, part in enumerate(batch.parts)]
+    updates = await shard.fetch_to_merge(parts, written.schema)
+    merged = await store.run(lambda: sorted_and_consolidated(updates, since))
     if len(merged) == 0:
         return ()
     inline = encode_inline(merged, config.inline_bytes, written.id)

@@ -17,14 +17,14 @@ import numpy as np
 from msgspec.structs import replace
 
 from penstock.persist import metrics
-from penstock.persist.order import Keys
+from penstock.persist.order import Keys, Place, sorted_and_summed
 from penstock.persist.partstore import Located, PartStore, memory_of
 from penstock.persist.schema import SchemaId, SchemaVersion
 from penstock.persist.shard import Shard
 from penstock.persist.state import HollowPart, LinkedBatch
 from penstock.persist.store import ShardId
 from penstock.runtime import Frontier, Timestamp, Updates
-from penstock.runtime.updates import consolidated_indices, take_rows
+from penstock.runtime.updates import take_rows
 
 _OUTPUTS_IN_MEMORY = 16
 """The output parts are this fraction of the bound; two of them are reserved for what is being written."""
@@ -47,10 +47,10 @@ class Run:
         return not self.parts and self.block is None
 
     def place(self) -> Keys:
-        """The keys of the block that is in memory; kept, for they cost more than anything else here."""
+        """The keys of the block that is in memory."""
         assert self.block is not None
         if self.keys is None:
-            self.keys = Keys.of(self.block)
+            self.keys = Keys.of(self.block.rows)
         return self.keys
 
     def take_all(self) -> Updates:
@@ -59,16 +59,19 @@ class Run:
         block, self.block, self.keys = self.block, None, None
         return block
 
-    def take_up_to(self, bound: tuple[np.uint64, np.uint64]) -> tuple[Updates, Keys]:
+    def take_up_to(self, bound: Place) -> tuple[Updates, Keys]:
         """What is in memory up to `bound`; the rest stays."""
         keys = self.place()
         reached = keys.up_to(bound)
         if reached.all():
             return self.take_all(), keys
         assert self.block is not None
-        block, now, rest = self.block, reached.nonzero()[0], (~reached).nonzero()[0]
-        self.block, self.keys = block.take(rest), keys.take(rest)
-        return block.take(now), keys.take(now)
+        now, rest = np.flatnonzero(reached), np.flatnonzero(~reached)
+        taken = self.block.take(now)
+        taken_keys = keys.take(now, taken.rows)
+        self.block = self.block.take(rest)
+        self.keys = keys.take(rest, self.block.rows)
+        return taken, taken_keys
 
 
 def runs_of(batches: Sequence[LinkedBatch], schema: SchemaId) -> list[Run]:
@@ -152,8 +155,7 @@ class Merge:
 
     async def _refill(self, run: Run) -> None:
         located = run.parts.popleft()
-        blocks = [await self._shard.fetch_part(one, self._written.schema, keep=False) for one in located]
-        run.block, run.keys = Updates.concat(blocks), None
+        run.block, run.keys = await self._shard.fetch_to_merge(located, self._written.schema), None
 
     def _reached(self, runs: Sequence[Run]) -> Updates:
         """Take from each run what all have reached: it is consolidated and in order. One run at least is used up.
@@ -162,10 +164,10 @@ class Merge:
         """
         bound = min((run.place().greatest() for run in runs if run.parts), default=None)
         if bound is None:
-            return sorted_and_consolidated([run.take_all() for run in runs], self._since)
+            return sorted_and_consolidated(Updates.concat([run.take_all() for run in runs]), self._since)
         taken = [run.take_up_to(bound) for run in runs]
-        keys = Keys.concat([keys for _, keys in taken])
-        return sorted_and_consolidated([block for block, _ in taken], self._since, keys)
+        whole = Updates.concat([block for block, _ in taken])
+        return sorted_and_consolidated(whole, self._since, Keys.concat([keys for _, keys in taken], whole.rows))
 
     async def _write(self, pending: Sequence[Updates], number: int) -> None:
         self.written += await write_run(
@@ -179,15 +181,11 @@ class Merge:
         )
 
 
-def sorted_and_consolidated(parts: Sequence[Updates], since: Timestamp, keys: Keys | None = None) -> Updates:
-    """`parts` as one piece of a run, times advanced to `since`. `keys`: of all their updates, where they are known."""
-    merged = Updates.concat(parts).advance_to(since)
-    if keys is None:
-        keys = Keys.of(merged)
-    kept, sums = consolidated_indices(merged.rows, merged.times, merged.diffs, keys.hashes)
-    order = keys.take(kept).sorting()
-    indices = kept[order]
-    return Updates(take_rows(merged.rows, indices), merged.times[indices], sums[order])
+def sorted_and_consolidated(updates: Updates, since: Timestamp, keys: Keys | None = None) -> Updates:
+    """`updates` as one piece of a run, times advanced to `since`. `keys`: theirs, where they are known."""
+    updates = updates.advance_to(since)
+    indices, sums = sorted_and_summed(updates, keys or Keys.of(updates.rows))
+    return Updates(take_rows(updates.rows, indices), updates.times[indices], sums)
 
 
 async def write_run(

@@ -2,14 +2,14 @@
 
 Both are one number per row for every type, so that sorting and merging are array operations. The first keeps what
 is near in the leading column near in the shard, which compresses and lets readers skip parts; the second brings equal
-rows together. Nothing but size and speed depends on the order: a reader that finds it broken (written by a
-version with another hash, say) still reads each update once.
+rows together. Hashing is what costs: it is done where the leading column does not tell rows apart. Nothing but size
+and speed depends on the order: a reader that finds it broken (written by a version with another hash, say) still reads
+each update once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,51 +18,91 @@ import pyarrow.compute as pc
 
 from penstock.persist.statistics import is_bytes
 from penstock.runtime import Updates, hash_columns
+from penstock.runtime.updates import Diffs, consolidated_indices, take_rows
 
 U64 = npt.NDArray[np.uint64]
+Indices = npt.NDArray[np.int64]
+Place = tuple[np.uint64, np.uint64]
 
+_FEW = 2
+"""Rows that are less than one in so many are taken out and hashed apart."""
 _SIGN = np.uint64(1 << 63)
 _PREFIX_BYTES = 8
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Keys:
-    """Where n updates are in the order: compare `leading`, then `hashes` (uint64[n] both)."""
+    """Where the updates with n `rows` are in the order: compare `leading` (uint64[n]), then the hashes."""
 
-    leading: U64
-    hashes: U64
-
-    @staticmethod
-    def of(updates: Updates) -> Keys:
-        columns = updates.rows.columns
-        count = len(updates)
-        leading = leading_words(columns[0]) if columns else np.zeros(count, dtype=np.uint64)
-        return Keys(leading, hash_columns(columns, count))
+    def __init__(self, rows: pa.RecordBatch, leading: U64, hashes: U64 | None = None) -> None:
+        self._rows, self.leading, self._hashes = rows, leading, hashes
 
     @staticmethod
-    def concat(parts: Sequence[Keys]) -> Keys:
-        return Keys(np.concatenate([p.leading for p in parts]), np.concatenate([p.hashes for p in parts]))
+    def of(rows: pa.RecordBatch) -> Keys:
+        return Keys(rows, leading_words(rows.column(0)) if rows.num_columns else np.zeros(rows.num_rows, np.uint64))
 
-    def sorting(self) -> npt.NDArray[np.int64]:
-        """Indices that sort the updates. Quick where they consist of sorted pieces, as the inputs of a merge do."""
-        order = np.argsort(self.leading, kind="stable")
-        leading = self.leading[order]
-        if (leading[1:] == leading[:-1]).any():
-            return np.lexsort((self.hashes, self.leading))
-        return order
+    @staticmethod
+    def concat(parts: Sequence[Keys], rows: pa.RecordBatch) -> Keys:
+        """The keys of `parts` one after the other; `rows` are theirs."""
+        known = [part._hashes for part in parts if part._hashes is not None]
+        hashes = np.concatenate(known) if len(known) == len(parts) else None
+        return Keys(rows, np.concatenate([part.leading for part in parts]), hashes)
 
-    def take(self, indices: npt.NDArray[np.int64]) -> Keys:
-        return Keys(self.leading[indices], self.hashes[indices])
+    @property
+    def hashes(self) -> U64:
+        """uint64[n]; computed once."""
+        if self._hashes is None:
+            self._hashes = hash_columns(self._rows.columns, len(self.leading))
+        return self._hashes
 
-    def greatest(self) -> tuple[np.uint64, np.uint64]:
+    def hashes_at(self, indices: Indices) -> U64:
+        """The hashes of some rows, without computing those of all for few."""
+        if self._hashes is None and len(indices) * _FEW < len(self.leading):
+            return hash_columns(take_rows(self._rows, indices).columns, len(indices))
+        return self.hashes[indices]
+
+    def take(self, indices: Indices, rows: pa.RecordBatch) -> Keys:
+        """The keys at `indices`; `rows` are the rows there."""
+        return Keys(rows, self.leading[indices], None if self._hashes is None else self._hashes[indices])
+
+    def greatest(self) -> Place:
         """The last place in the order; of at least one update."""
         leading = self.leading.max()
-        return leading, self.hashes[self.leading == leading].max()
+        return leading, self.hashes_at(np.flatnonzero(self.leading == leading)).max()
 
-    def up_to(self, bound: tuple[np.uint64, np.uint64]) -> npt.NDArray[np.bool_]:
+    def up_to(self, bound: Place) -> npt.NDArray[np.bool_]:
         """Which updates are at or before `bound`."""
         leading, hash_ = bound
-        return (self.leading < leading) | ((self.leading == leading) & (self.hashes <= hash_))
+        reached = self.leading < leading
+        tied = np.flatnonzero(self.leading == leading)
+        reached[tied] = self.hashes_at(tied) <= hash_
+        return reached
+
+
+def sorted_and_summed(updates: Updates, keys: Keys) -> tuple[Indices, Diffs]:
+    """Which of `updates` represent the distinct (row, time) pairs whose diffs do not sum to zero, in the order, and
+    those sums. Quick where the updates consist of sorted pieces, as the inputs of a merge do.
+    """
+    leading, times, diffs = keys.leading, updates.times, updates.diffs
+    order = np.argsort(leading, kind="stable")
+    tied = np.zeros(len(order), dtype=bool)
+    np.equal(leading[order[1:]], leading[order[:-1]], out=tied[1:])
+    tied[:-1] |= tied[1:]
+    if len(order) < _FEW * np.count_nonzero(tied):  # all at once rather than these apart
+        kept, sums = consolidated_indices(updates.rows, times, diffs, keys.hashes)
+        place = np.lexsort((keys.hashes[kept], leading[kept]))
+        return kept[place], sums[place]
+    single = order[~tied]
+    single = single[diffs[single] != 0]
+    group = order[tied]
+    if len(group) == 0:
+        return single, diffs[single]
+    hashes = keys.hashes_at(group)
+    kept, sums = consolidated_indices(take_rows(updates.rows, group), times[group], diffs[group], hashes)
+    within = np.lexsort((hashes[kept], leading[group[kept]]))
+    indices = np.concatenate([single, group[kept][within]])
+    all_sums = np.concatenate([diffs[single], sums[within]])
+    place = np.argsort(leading[indices], kind="stable")
+    return indices[place], all_sums[place]
 
 
 def leading_words(column: pa.Array) -> U64:
@@ -86,7 +126,9 @@ def leading_words(column: pa.Array) -> U64:
     if pa.types.is_signed_integer(column.type):
         words = column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64).view(np.uint64) ^ _SIGN
     elif pa.types.is_floating(column.type):
-        bits = (column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float64) + 0.0).view(np.uint64)
+        values = column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float64) + 0.0
+        values[np.isnan(values)] = np.nan  # there are many, and all are equal
+        bits = values.view(np.uint64)
         words = np.where(bits & _SIGN, ~bits, bits | _SIGN)
     elif is_bytes(column.type):
         words = _first_bytes(column)
