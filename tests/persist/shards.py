@@ -18,6 +18,8 @@ from penstock.persist import (
     ReadHandle,
     WriteHandle,
 )
+from penstock.persist.compact import Policy
+from penstock.persist.state import LinkedBatch, State
 from penstock.runtime import Frontier, Timestamp, Updates
 
 SCHEMA = pa.schema([("k", pa.int64()), ("v", pa.string())])
@@ -80,3 +82,8 @@ async def append(writer: WriteHandle, changes: Sequence[Change], lower: int, upp
 
 def client(**config: Any) -> PersistClient:
     return PersistClient(MemBlob(), MemConsensus(), config=PersistConfig(**config))
+
+
+def most_urgent(policy: Policy, state: State, claimed: frozenset[int] = frozenset()) -> tuple[LinkedBatch, ...]:
+    """What `policy` would have merged first; nothing when nothing is due."""
+    return next((inputs for inputs, _ in policy.due(state, claimed)), ())

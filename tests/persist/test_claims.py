@@ -205,6 +205,37 @@ def test_compactions_of_a_process_are_few_at_a_time() -> None:
     asyncio.run(main())
 
 
+def test_small_merges_do_not_wait_for_a_long_one() -> None:
+    """They make the room in the state again that spares appends the blob store."""
+
+    async def main() -> None:
+        blob = Watched()
+        config = PersistConfig(
+            **CONFIG | {"inline_bytes": 32 * 1024, "compaction_timeout_ms": 60_000}, compaction_concurrency=1
+        )
+        client = PersistClient(blob, MemConsensus(), config=config)
+        shard = new_shard_id()
+        blob.open.clear()
+        await fill(client, shard, 0, FAN_IN, rows=50_000)  # 1.5 MiB each in memory: of medium size together
+        await blob.begun.wait()
+        state = client._shards[shard]
+        long = {batch.id for batch in state.state.batches}
+        for first in range(FAN_IN, 10 * FAN_IN, FAN_IN):
+            await fill(client, shard, first, FAN_IN, rows=20)
+            await until(lambda: sum(batch.rows == 20 for batch in state.state.batches) < FAN_IN)
+        assert long < {batch.id for batch in state.state.batches}, "it is still at work"
+        assert blob.outputs == 1
+        blob.open.set()
+        await client._maintenance[shard].idle()
+        assert long.isdisjoint({batch.id for batch in state.state.batches})
+        reader = await client.open_reader(shard, SCHEMA, purpose="test")
+        last = 10 * FAN_IN - 1
+        assert len(await snapshot(reader, last)) == 50_000
+        await client.close()
+
+    asyncio.run(main())
+
+
 class Stuck(MemBlob):
     """Operations on keys with `hang` in them never end; on keys with `fail` in them they are defective."""
 

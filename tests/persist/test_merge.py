@@ -23,7 +23,7 @@ from penstock.persist.schema import FIRST_SCHEMA
 from penstock.persist.shard import Shard
 from penstock.persist.state import HollowPart, LinkedBatch
 from penstock.runtime import Frontier, Timestamp, Updates
-from tests.persist.shards import SCHEMA, append, expected_at, snapshot
+from tests.persist.shards import SCHEMA, append, expected_at, most_urgent, snapshot
 
 SORTABLE: dict[str, list[Any]] = {
     "int64": [-(2**63), -5, 0, 7, 2**63 - 1],
@@ -119,7 +119,7 @@ def test_the_output_is_sorted_runs_of_what_was_there(memory: int) -> None:
                 place = np.lexsort((keys.hashes, keys.leading))
                 assert (place == np.arange(len(whole))).all(), "parts of a run follow one another"
                 assert len(whole.consolidate()) == len(whole), "within a run equal rows are one"
-            if not Policy(8, 1 << 20).choose(shard.state):
+            if not most_urgent(Policy(8, 1 << 20), shard.state):
                 break
             assert rounds < 10
         assert len(runs) == 1, "in the end it is one run, however little memory there is"

@@ -13,7 +13,11 @@ finds what a crash left undone. A claim in the state keeps two processes from do
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
+from enum import Enum
+from itertools import accumulate, takewhile
 
 import structlog
 
@@ -41,6 +45,16 @@ OWNER = "compaction"
 _log = structlog.get_logger("penstock.persist")
 
 
+class Size(Enum):
+    """Sizes of merges, by the bytes that their inputs may have in memory: they take up to some hundredths of a second,
+    up to a second or so, and longer. Those that fall due often do not wait for those that take long.
+    """
+
+    SMALL = _SMALL_BYTES
+    MEDIUM = 32 << 20
+    LARGE = sys.maxsize
+
+
 class Policy:
     """Chooses what to merge. Remembers levels by batch id, and which batches cannot be read."""
 
@@ -52,10 +66,18 @@ class Policy:
         self.batches_max = fan_in * _BATCHES_MAX_PER_FAN_IN
         self.unreadable: set[int] = set()
 
-    def choose(self, state: State, claimed: frozenset[int] = frozenset()) -> tuple[LinkedBatch, ...]:
-        """Consecutive batches of `state` to merge now; empty when there is nothing to do.
+    def by_size(self, state: State, claimed: frozenset[int] = frozenset()) -> Mapping[Size, tuple[LinkedBatch, ...]]:
+        """Of each size the most urgent merge that is due; a batch may be in several of them."""
+        chosen: dict[Size, tuple[LinkedBatch, ...]] = {}
+        for inputs, least in self.due(state, claimed):
+            heads = ((size, _within(inputs, size.value)) for size in Size)
+            smallest, head = next((size, head) for size, head in heads if len(head) >= least)
+            chosen.setdefault(smallest, head)
+        return chosen
 
-        `claimed`: batches that somebody else is at.
+    def due(self, state: State, claimed: frozenset[int] = frozenset()) -> Iterator[tuple[tuple[LinkedBatch, ...], int]]:
+        """What to merge, the most urgent first: consecutive batches of `state`, and how many of them are worth it at
+        the least. Merges may overlap. `claimed`: batches that somebody else is at.
         """
         batches = state.batches
         if len(self._pieces) > 4 * len(batches) + 64:
@@ -65,18 +87,22 @@ class Policy:
             and state.inline_bytes <= self._inline_total_bytes // 2
             and not any(self._in_pieces(batch) for batch in batches)
         ):
-            return ()
+            return
         barred = self.unreadable | claimed
         levels = self._levels_of(batches, barred)
-        for level in sorted({one for one in levels if one is not None}):
+        often = (level for level, count in Counter(levels).items() if level is not None and count >= self._fan_in)
+        for level in sorted(often):
             run = _run_of_level(levels, level, self._fan_in)
             if run is not None:
-                return batches[run.start : run.stop]
-        if state.inline_bytes > self._inline_total_bytes // 2:
-            return self._inline_run(batches, barred)
-        if len(batches) > self.batches_max:
-            return self._cheapest_window(batches, barred)
-        return next(((batch,) for batch in batches if batch.id not in barred and self._in_pieces(batch)), ())
+                exact = [number for number, one in enumerate(levels[run], start=1) if one == level]
+                yield batches[run], exact[self._fan_in - 1]
+        if state.inline_bytes > self._inline_total_bytes // 2 and (inline := self._inline_run(batches, barred)):
+            yield inline, 1
+        if len(batches) > self.batches_max and (window := self._cheapest_window(batches, barred)):
+            yield window, len(window)
+        for batch in batches:
+            if batch.id not in barred and self._in_pieces(batch):
+                yield (batch,), 1
 
     def _in_pieces(self, batch: LinkedBatch) -> bool:
         """Whether an earlier compaction had to leave several runs, over which equal rows are not summed."""
@@ -91,16 +117,10 @@ class Policy:
         known = self._levels
         if len(known) > 4 * len(batches) + 64:
             self._levels = known = {batch.id: known[batch.id] for batch in batches if batch.id in known}
-        levels: list[int | None] = []
         for batch in batches:
-            if batch.id in barred:
-                levels.append(None)
-                continue
-            level = known.get(batch.id)
-            if level is None:
-                level = known[batch.id] = _level(batch.rows, self._fan_in)
-            levels.append(level)
-        return levels
+            if batch.id not in known:
+                known[batch.id] = _level(batch.rows, self._fan_in)
+        return [None if batch.id in barred else known[batch.id] for batch in batches]
 
     def _inline_run(self, batches: Sequence[LinkedBatch], barred: Set[int]) -> tuple[LinkedBatch, ...]:
         """The run of batches with inline parts that frees the most."""
@@ -122,6 +142,12 @@ class Policy:
             if not any(batch.id in barred for batch in batches[start : start + self._fan_in])
         ]
         return tuple(min(windows, key=lambda window: sum(batch.rows for batch in window), default=()))
+
+
+def _within(batches: tuple[LinkedBatch, ...], bytes_max: int) -> tuple[LinkedBatch, ...]:
+    """The first of `batches`, as many as have at most so many bytes in memory together."""
+    totals = accumulate(sum(memory_of(part) for part in batch.parts) for batch in batches)
+    return batches[: sum(1 for _ in takewhile(lambda total: total <= bytes_max, totals))]
 
 
 def _level(rows: int, fan_in: int) -> int:

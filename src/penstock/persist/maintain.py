@@ -9,16 +9,17 @@ hangs, fails or is wrong holds up neither the other lanes nor other shards, nor 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import structlog
 
 from penstock.persist import commands, metrics
 from penstock.persist.collect import collect_garbage, collectable, roll_up
 from penstock.persist.commands import Applied
-from penstock.persist.compact import Policy, compact, limit_s
+from penstock.persist.compact import Policy, Size, compact, limit_s
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, CorruptBlobError
 from penstock.persist.shard import Shard
@@ -45,18 +46,23 @@ class Kind(StrEnum):
 
 
 class Slots:
-    """How many steps of each kind a process takes at a time. Whoever waits for one is a lane: at most one per shard."""
+    """How many steps of each kind, and compactions of each size, a process takes at a time. Whoever waits for one is a
+    lane: at most one per shard.
+    """
 
     def __init__(self, config: PersistConfig) -> None:
-        self._free = {kind: asyncio.Semaphore(config.upkeep_concurrency) for kind in Kind}
-        self._free[Kind.COMPACTION] = asyncio.Semaphore(config.compaction_concurrency)
+        self._free: dict[Kind | Size, asyncio.Semaphore] = {
+            Kind.ROLLUP: asyncio.Semaphore(config.upkeep_concurrency),
+            Kind.COLLECTION: asyncio.Semaphore(config.upkeep_concurrency),
+            **{size: asyncio.Semaphore(config.compaction_concurrency) for size in Size},
+        }
 
-    async def take(self, kind: Kind) -> None:
+    async def take(self, kind: Kind, size: Size | None) -> None:
         with metrics.UPKEEP_WAITING.labels(kind).track_inprogress():
-            await self._free[kind].acquire()
+            await self._free[size or kind].acquire()
 
-    def give_back(self, kind: Kind) -> None:
-        self._free[kind].release()
+    def give_back(self, kind: Kind, size: Size | None) -> None:
+        self._free[size or kind].release()
 
 
 class Overdue(PenstockError):
@@ -74,12 +80,15 @@ class _Lane(Generic[W]):
         due: Callable[[State], W | None],
         step: Callable[[State, W], Awaitable[Applied]],
         limit_s: Callable[[W], float],
+        size: Size | None = None,
     ) -> None:
-        self._kind, self._shard, self._slots = kind, shard, slots
+        self._kind, self._size, self._shard, self._slots = kind, size, shard, slots
         self._due, self._step, self._limit_s = due, step, limit_s
         self._failures = 0
         self._patience = 1
         self.running: asyncio.Task[None] | None = None
+        self.work: W | None = None
+        """What it is at."""
 
     def poke(self, state: State) -> None:
         """See whether `state` makes anything due. Cheap; never waits."""
@@ -91,13 +100,13 @@ class _Lane(Generic[W]):
 
     async def _run(self) -> None:
         while self._due(self._shard.state) is not None:
-            await self._slots.take(self._kind)
+            await self._slots.take(self._kind, self._size)
             try:
                 failed = await self._one()
             except ClientClosed:
                 return
             finally:
-                self._slots.give_back(self._kind)
+                self._slots.give_back(self._kind, self._size)
             self._failures = self._failures + 1 if failed else 0
             if failed:
                 pause_s = min(_PAUSE_S * 2 ** (self._failures - 1), _PAUSE_MAX_S)
@@ -106,7 +115,7 @@ class _Lane(Generic[W]):
     async def _one(self) -> bool:
         """One step; whether it failed. Nothing but cancellation comes out of it."""
         state = self._shard.state
-        work = self._due(state)
+        self.work = work = self._due(state)
         if work is None:
             return False
         metrics.UPKEEP.labels(self._kind, "started").inc()
@@ -124,6 +133,7 @@ class _Lane(Generic[W]):
             _log.error("defect in upkeep", kind=self._kind, shard=self._shard.id, exc_info=error)
             return self._failed("failed", repr(error))
         finally:
+            self.work = None
             metrics.UPKEEP_SECONDS.labels(self._kind).observe(self._shard.clock.monotonic() - began_s)
         metrics.UPKEEP.labels(self._kind, _OUTCOMES[outcome]).inc()
         return False
@@ -159,15 +169,33 @@ class _Lane(Generic[W]):
 
 
 class Maintenance:
-    """The three lanes of one shard in this process."""
+    """The lanes of one shard in this process.
+
+    Compactions have one for each size. While a long one is at work, for minutes perhaps, the small batches that come
+    in must go on being merged: until they are, they fill the room in the state that spares appends the blob store.
+    """
 
     def __init__(self, shard: Shard, slots: Slots) -> None:
         self._shard = shard
         self._claimant = random_uuid().hex[:12]
         config = shard.config
         self._policy = Policy(config.compaction_fan_in, config.inline_total_bytes)
+        self._chosen_for: tuple[int, frozenset[int]] | None = None
+        self._chosen: Mapping[Size, tuple[LinkedBatch, ...]] = {}
         limit = config.upkeep_timeout_ms / 1000
-        self._lanes = (
+        self._compactions = tuple(
+            _Lane(
+                Kind.COMPACTION,
+                shard,
+                slots,
+                partial(self._to_merge, size=size),
+                lambda _, inputs: self._compact(inputs),
+                lambda inputs: limit_s(config, inputs),
+                size,
+            )
+            for size in Size
+        )
+        self._lanes: tuple[_Lane[Any], ...] = (
             _Lane(Kind.ROLLUP, shard, slots, self._rollup_due, lambda state, _: roll_up(shard, state), lambda _: limit),
             _Lane(
                 Kind.COLLECTION,
@@ -177,14 +205,7 @@ class Maintenance:
                 lambda _, seqno: collect_garbage(shard, seqno),
                 lambda _: limit,
             ),
-            _Lane(
-                Kind.COMPACTION,
-                shard,
-                slots,
-                self._to_merge,
-                lambda _, inputs: self._compact(inputs),
-                lambda inputs: limit_s(config, inputs),
-            ),
+            *self._compactions,
         )
 
     def poke(self, state: State) -> None:
@@ -210,12 +231,16 @@ class Maintenance:
         seqno = None if state.tombstone else collectable(state, self._shard.config.collect_versions)
         return seqno if seqno is not None and seqno > state.collected + slack else None
 
-    def _to_merge(self, state: State) -> tuple[LinkedBatch, ...] | None:
-        if self._shard.writers or len(state.batches) > self._policy.batches_max:
-            now_ms = self._shard.clock.now_ms()
-            claimed = commands.claimed(state, claimant=self._claimant, now_ms=now_ms) if state.claims else frozenset()
-            return self._policy.choose(state, claimed) or None
-        return None
+    def _to_merge(self, state: State, size: Size) -> tuple[LinkedBatch, ...] | None:
+        if not self._shard.writers and len(state.batches) <= self._policy.batches_max:
+            return None
+        now_ms = self._shard.clock.now_ms()
+        claimed = commands.claimed(state, claimant=self._claimant, now_ms=now_ms) if state.claims else frozenset()
+        ours = frozenset(batch.id for lane in self._compactions for batch in lane.work or ())
+        question = (state.seqno, claimed | ours)
+        if question != self._chosen_for:  # all lanes ask at each commit
+            self._chosen_for, self._chosen = question, self._policy.by_size(state, claimed | ours)
+        return self._chosen.get(size)
 
     async def _compact(self, inputs: tuple[LinkedBatch, ...]) -> Applied:
         ids = {batch.id for batch in inputs}
@@ -227,6 +252,7 @@ class Maintenance:
                 return Applied.NO  # another process compacted them first and their blobs were collected
             damaged = {batch.id for batch in inputs if any(error.key.endswith(key) for key in batch.keys)}
             self._policy.unreadable |= damaged or ids
+            self._chosen_for = None
             metrics.UPKEEP.labels(Kind.COMPACTION, "damaged").inc()
             _log.error("cannot compact", shard=self._shard.id, error=error.message)
             return Applied.UNKNOWN

@@ -12,6 +12,7 @@ from penstock.persist.compact import Policy
 from penstock.persist.state import HollowPart, InlinePart, LinkedBatch, Part, State, apply, decode_rollup, encode_rollup
 from penstock.runtime import DONE, Frontier
 from tests.persist.scripts.script import Command
+from tests.persist.shards import most_urgent
 
 
 class Trace:
@@ -89,13 +90,13 @@ class Trace:
     async def do_choose(self, command: Command) -> str:
         """What the policy would merge, by the lowers of the batches."""
         claimed = frozenset(self.state.batches[int(one)].id for one in command.names("claimed"))
-        chosen = self.policy.choose(self.state, claimed)
+        chosen = most_urgent(self.policy, self.state, claimed)
         return " ".join(str(batch.lower) for batch in chosen) or "nothing"
 
     async def do_merge(self, command: Command) -> str:
         """Do what the policy chooses until it chooses nothing; `keeps`: percent of the rows that do not cancel out."""
         merges = rewritten = 0
-        while inputs := self.policy.choose(self.state):
+        while inputs := most_urgent(self.policy, self.state):
             total = sum(batch.rows for batch in inputs)
             self._replace(inputs, max(1, total * command.number("keeps", 100) // 100), total)
             merges, rewritten = merges + 1, rewritten + total
