@@ -29,8 +29,8 @@ from penstock.persist import Changelog, ShardId, new_shard_id
 T = TypeVar("T")
 APPEND_ROWS = 1_000
 EDGE = 20
-RUNS = 5
-"""Twenty appends take some 25 ms, and a merge of 64 batches beside them as long again: the median run is reported."""
+RUNS = 9
+"""Twenty appends take some 25 ms, and one merge that falls into them as long again: the median run is reported."""
 BULK_ROWS = 5_000_000
 BULK_APPENDS = 10
 BULK_ROUNDS = 5
