@@ -90,6 +90,8 @@ class Environment:
         history = self.history(ShardId(key))
         history.commit(process, version)
         state = history.state
+        if len({claim.claimant for claim in state.claims.values()}) < len(state.claims):
+            self.world.reached("compactions of one process side by side")
         if self.rollups_to_lose and len(state.rollups) > 1 and not history.lost_keys:
             newest = max(state.rollups)
             if newest == history.rolled_up:

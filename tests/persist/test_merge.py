@@ -119,7 +119,7 @@ def test_the_output_is_sorted_runs_of_what_was_there(memory: int) -> None:
                 place = np.lexsort((keys.hashes, keys.leading))
                 assert (place == np.arange(len(whole))).all(), "parts of a run follow one another"
                 assert len(whole.consolidate()) == len(whole), "within a run equal rows are one"
-            if not most_urgent(Policy(8, 1 << 20), shard.state):
+            if not most_urgent(Policy(config), shard.state):
                 break
             assert rounds < 10
         assert len(runs) == 1, "in the end it is one run, however little memory there is"

@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 from msgspec.structs import replace
 
-from penstock.persist import CorruptStateError, Fenced, InvalidUsage, Mismatch, commands
+from penstock.persist import CorruptStateError, Fenced, InvalidUsage, Mismatch, PersistConfig, commands
 from penstock.persist.commands import Appended, Applied, Step
 from penstock.persist.compact import Policy, Size
 from penstock.persist.snapshot import parts_up_to
@@ -275,7 +275,7 @@ def test_damage_is_recognized() -> None:
 @pytest.mark.parametrize("shape", ["equal", "skewed", "alternating", "shrinking"])
 def test_the_policy_bounds_batches_and_work(shape: str, by_size: bool) -> None:
     dice = random.Random(1)
-    policy = Policy(8, 1 << 20)
+    policy = Policy(PersistConfig(compaction_fan_in=8))
     state, rewritten, appended = State(), 0, 0
 
     def due() -> tuple[LinkedBatch, ...]:
@@ -316,7 +316,7 @@ def test_merges_have_sizes() -> None:
         return replace(State(), batches=tuple(batches))
 
     def chosen(*rows: int, claimed: frozenset[int] = frozenset()) -> dict[Size, list[int]]:
-        due = Policy(4, 1 << 20).by_size
+        due = Policy(PersistConfig(compaction_fan_in=4)).by_size
         return {size: [one.id for one in inputs] for size, inputs in due(state(*rows), claimed).items()}
 
     assert chosen(1, 1, 1) == {}

@@ -14,10 +14,11 @@ finds what a crash left undone. A claim in the state keeps two processes from do
 from __future__ import annotations
 
 import sys
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from enum import Enum
-from itertools import accumulate, takewhile
+from itertools import accumulate
 
 import structlog
 
@@ -33,12 +34,8 @@ from penstock.persist.state import HollowPart, LinkedBatch, Part, State
 from penstock.runtime import Determinate, ExternalError, Frontier, PenstockError, Timestamp
 
 _BATCHES_MAX_PER_FAN_IN = 8
-_CLAIM_FROM_ROWS = 1024
-"""Fewer rows cost less to merge twice than to claim."""
 _LEASE_PER_LIMIT = 1.5
 _LIMIT_MAX_S = 6 * 3600.0
-_SMALL_BYTES = 1 << 20
-"""Inputs that are merged in one go, and whose output may stay in the state."""
 OWNER = "compaction"
 """Where the blobs of its output are: ``<shard>/compaction/``."""
 
@@ -46,33 +43,35 @@ _log = structlog.get_logger("penstock.persist")
 
 
 class Size(Enum):
-    """Sizes of merges, by the bytes that their inputs may have in memory: they take up to some hundredths of a second,
-    up to a second or so, and longer. Those that fall due often do not wait for those that take long.
+    """Sizes of merges, by the bytes that their inputs may have in memory, in multiples of what is called small. Those
+    that fall due often do not wait for those that take long.
     """
 
-    SMALL = _SMALL_BYTES
-    MEDIUM = 32 << 20
+    SMALL = 1
+    MEDIUM = 32
     LARGE = sys.maxsize
 
 
 class Policy:
     """Chooses what to merge. Remembers levels by batch id, and which batches cannot be read."""
 
-    def __init__(self, fan_in: int, inline_total_bytes: int) -> None:
-        self._fan_in = fan_in
-        self._inline_total_bytes = inline_total_bytes
+    def __init__(self, config: PersistConfig) -> None:
+        self._fan_in = config.compaction_fan_in
+        self._inline_total_bytes = config.inline_total_bytes
+        self._small_bytes = config.compaction_small_bytes
         self._levels: dict[int, int] = {}
         self._pieces: dict[int, bool] = {}
-        self.batches_max = fan_in * _BATCHES_MAX_PER_FAN_IN
+        self.batches_max = self._fan_in * _BATCHES_MAX_PER_FAN_IN
         self.unreadable: set[int] = set()
 
     def by_size(self, state: State, claimed: frozenset[int] = frozenset()) -> Mapping[Size, tuple[LinkedBatch, ...]]:
         """Of each size the most urgent merge that is due; a batch may be in several of them."""
         chosen: dict[Size, tuple[LinkedBatch, ...]] = {}
         for inputs, least in self.due(state, claimed):
-            heads = ((size, _within(inputs, size.value)) for size in Size)
-            smallest, head = next((size, head) for size, head in heads if len(head) >= least)
-            chosen.setdefault(smallest, head)
+            totals = list(accumulate(sum(memory_of(part) for part in batch.parts) for batch in inputs))
+            fitting = ((size, bisect_right(totals, size.value * self._small_bytes)) for size in Size)
+            smallest, count = next((size, count) for size, count in fitting if count >= least)
+            chosen.setdefault(smallest, inputs[:count])
         return chosen
 
     def due(self, state: State, claimed: frozenset[int] = frozenset()) -> Iterator[tuple[tuple[LinkedBatch, ...], int]]:
@@ -144,12 +143,6 @@ class Policy:
         return tuple(min(windows, key=lambda window: sum(batch.rows for batch in window), default=()))
 
 
-def _within(batches: tuple[LinkedBatch, ...], bytes_max: int) -> tuple[LinkedBatch, ...]:
-    """The first of `batches`, as many as have at most so many bytes in memory together."""
-    totals = accumulate(sum(memory_of(part) for part in batch.parts) for batch in batches)
-    return batches[: sum(1 for _ in takewhile(lambda total: total <= bytes_max, totals))]
-
-
 def _level(rows: int, fan_in: int) -> int:
     level = 0
     while rows >= fan_in:
@@ -179,7 +172,7 @@ async def compact(shard: Shard, inputs: Sequence[LinkedBatch], claimant: str = "
     store's error. Cancelled, it leaves blobs that the sweep finds.
     """
     ids = tuple(batch.id for batch in inputs)
-    if claimant and sum(batch.rows for batch in inputs) >= _CLAIM_FROM_ROWS:
+    if claimant and sum(batch.rows for batch in inputs) >= shard.config.compaction_claim_rows:
         lease_ms = round(1000 * _LEASE_PER_LIMIT * limit_s(shard.config, inputs))
         if not await shard.commit(
             lambda state, attempt: commands.claim(
@@ -225,7 +218,7 @@ async def _merge(shard: Shard, inputs: Sequence[LinkedBatch], since: Frontier) -
         return ()
     written = newest_schema(shard, inputs)
     if sum(memory_of(part) for batch in inputs for part in batch.parts) <= min(
-        _SMALL_BYTES, config.compaction_memory_bytes
+        config.compaction_small_bytes, config.compaction_memory_bytes
     ):
         return await _merge_small(shard, written, inputs, Timestamp(since))
     merge = Merge(shard, OWNER, written, since, config.compaction_memory_bytes)

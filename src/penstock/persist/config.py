@@ -21,9 +21,13 @@ class PersistConfig:
       `spill_directory` (None: where the system has its temporary files).
     * `uploads`: parts encoded and uploaded at a time by one write.
     * `compaction_fan_in`: so many batches of one size class become one of the next.
+    * `compaction_small_bytes`: batches that have at most this in memory are merged in one go, and their output may stay
+      in the state. Merges of so much, of 32 times as much and of more do not wait for one another.
+      `compaction_concurrency`: compactions of each size at a time. `compaction_claim_rows`: smaller ones are not
+      claimed; they cost less to do twice.
     * `compaction_memory_bytes`: memory of one compaction, its copies of decoded updates included; two parts are
-      held even where they are larger. `compaction_concurrency`: compactions at a time. `compaction_timeout_ms`: a
-      compaction is given up after this, or a second for each MiB of input, whichever is longer.
+      held even where they are larger. `compaction_timeout_ms`: a compaction is given up after this, or a second for
+      each MiB of input, whichever is longer.
     * `rollup_every`: versions between full states.
     * `collect_versions`: versions that one step of garbage collection goes through, where rollups allow.
       `upkeep_concurrency`: rollups, and likewise collections, at a time. `upkeep_timeout_ms`: limit of one such step.
@@ -54,8 +58,10 @@ class PersistConfig:
     spill_directory: str | None = None
     uploads: int = 3
     compaction_fan_in: int = 8
-    compaction_memory_bytes: int = 256 * 1024 * 1024
+    compaction_small_bytes: int = 1024 * 1024
     compaction_concurrency: int = 2
+    compaction_claim_rows: int = 1024
+    compaction_memory_bytes: int = 256 * 1024 * 1024
     compaction_timeout_ms: int = 90 * 1000
     rollup_every: int = 128
     collect_versions: int = 4096

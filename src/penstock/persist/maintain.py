@@ -179,7 +179,7 @@ class Maintenance:
         self._shard = shard
         self._claimant = random_uuid().hex[:12]
         config = shard.config
-        self._policy = Policy(config.compaction_fan_in, config.inline_total_bytes)
+        self._policy = Policy(config)
         self._chosen_for: tuple[int, frozenset[int]] | None = None
         self._chosen: Mapping[Size, tuple[LinkedBatch, ...]] = {}
         limit = config.upkeep_timeout_ms / 1000

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
-from penstock.persist import InvalidUsage, Mismatch, commands
+from penstock.persist import InvalidUsage, Mismatch, PersistConfig, commands
 from penstock.persist.commands import Step
 from penstock.persist.compact import Policy
 from penstock.persist.state import HollowPart, InlinePart, LinkedBatch, Part, State, apply, decode_rollup, encode_rollup
@@ -20,7 +20,7 @@ class Trace:
 
     def __init__(self) -> None:
         self.state = State()
-        self.policy = Policy(4, 1 << 20)
+        self.policy = Policy(PersistConfig(compaction_fan_in=4))
 
     def handlers(self) -> dict[str, Callable[[Command], Awaitable[str]]]:
         return {name[3:].replace("_", "-"): getattr(self, name) for name in dir(self) if name.startswith("do_")}
@@ -32,7 +32,12 @@ class Trace:
         return step.result
 
     async def do_policy(self, command: Command) -> str:
-        self.policy = Policy(command.number("fan_in"), command.number("inline_total", 1 << 20))
+        self.policy = Policy(
+            PersistConfig(
+                compaction_fan_in=command.number("fan_in"),
+                inline_total_bytes=command.number("inline_total", 1 << 20),
+            )
+        )
         return ""
 
     async def do_push_batch(self, command: Command) -> str:
