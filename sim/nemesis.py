@@ -43,6 +43,7 @@ class Nemesis:
             self._freeze: 4,
             self._crash_midway: 2,
             self._freeze_midway: 4,
+            self._freeze_unanswered: 2,
             self._shut_down: 1,
             self._outage: 2,
             self._jump: 1,
@@ -90,7 +91,7 @@ class Nemesis:
     async def _crash_midway(self) -> None:
         """Kill a process when it is about to change something in a store."""
 
-        def spring() -> None:
+        def spring(_: str) -> None:
             self._kill(node)
             self._later(0.0, self.start_node)
 
@@ -100,7 +101,19 @@ class Nemesis:
     async def _freeze_midway(self) -> None:
         """Stop a process when it is about to change something in a store: it does so long after it decided to."""
         node = self._dice.choice(self._victims())
-        self._env.network.traps[node.name] = Trap(self._dice.choice(CHANGES), lambda: self._stop(node, 2.5))
+        self._env.network.traps[node.name] = Trap(self._dice.choice(CHANGES), lambda _: self._stop(node, 2.5))
+
+    async def _freeze_unanswered(self) -> None:
+        """Stop a process that does not know whether it has changed something, when it is about to look. By then nobody
+        else remembers it.
+        """
+
+        def asks(request: str) -> None:
+            shard = request.split()[1]
+            traps[node.name] = Trap(f"scan {shard}", lambda _: self._stop(node, self._dice.choice([0.5, 2.5, 8.0])))
+
+        node, traps = self._dice.choice(self._victims()), self._env.network.traps
+        traps[node.name] = Trap("cas", asks, unanswered=True)
 
     async def _shut_down(self) -> None:
         victims = [node for node in self._victims() if not node.process.frozen]

@@ -126,10 +126,13 @@ class Outage:
 
 @dataclass
 class Trap:
-    """Springs when its process is about to send a request that begins like this."""
+    """Springs when its process is about to send a request that begins like this, and is told which; `unanswered`: when
+    it has just sent one, which takes effect, and whose answer is lost.
+    """
 
     request: str
-    spring: Callable[[], None]
+    spring: Callable[[str], None]
+    unanswered: bool = False
 
 
 class Network:
@@ -153,13 +156,13 @@ class Network:
     ) -> T:
         """`effect` at the stores, as `process` sees it. `outcome` hears what became of it when its fate is sealed."""
         world, dice = self.world, self._random
-        trap = self.traps.get(process.name)
-        if trap is not None and what.startswith(trap.request):
-            del self.traps[process.name]
+        trap = self._sprung(process, what)
+        if trap is not None and not trap.unanswered:
             world.log(process.name, f"is about to {what}")
-            trap.spring()
+            trap.spring(what)
             await asyncio.sleep(0)  # it goes on from here, if ever
-        fate = self._decide(process)
+            trap = None
+        fate = self._decide(process) if trap is None else _Fate.AFTER
         request = _Request(fate)
         answer = world.loop.create_future()
         flying = self._in_flight.setdefault(process.name, {})
@@ -202,7 +205,13 @@ class Network:
             world.loop.call_later(delay, respond, None, None, context=world.context)
             delay += dice.random() * 0.3
         world.loop.call_later(delay, finish, context=world.context)
+        if trap is not None:
+            trap.spring(what)
         return await answer  # type: ignore[no-any-return]
+
+    def _sprung(self, process: Process, what: str) -> Trap | None:
+        trap = self.traps.get(process.name)
+        return self.traps.pop(process.name) if trap is not None and what.startswith(trap.request) else None
 
     def crashed(self, process: Process) -> None:
         """Of its requests under way some arrive and some do not."""
