@@ -113,6 +113,8 @@ class ShardHistory:
             self._replaced(before, diff)
         if diff.collected is not None:
             self._collected(process)
+        if diff.rollups:
+            self._check_anchor(f"version {diff.seqno} changed what is listed")
         for key in diff.removed_rollups:
             self._dropped[key] = diff.seqno
         self.rolled_up = -1
@@ -149,10 +151,15 @@ class ShardHistory:
         usable = [r for at, r in state.rollups.items() if at >= self.oldest - 1 and self._exists(r.key)]
         if not usable:
             self._violated(f"{self.shard}: truncated to {seqno}, but no full state leads there: {state.rollups}")
-        if min(state.rollups, default=-1) > self.oldest and not self.lost_keys:
-            self._violated(f"{self.shard}: truncated to {seqno}, rollups {sorted(state.rollups)} are all later")
+        self._check_anchor(f"truncated to {seqno}")
 
     # Checks
+
+    def _check_anchor(self, when: str) -> None:
+        """Once anything was collected, the oldest version has a full state no later than itself."""
+        listed = sorted(self.state.rollups)
+        if self.oldest > 0 and not (listed and listed[0] <= self.oldest) and not self.lost_keys:
+            self._violated(f"{self.shard}: {when}, rollups {listed} are all later than version {self.oldest}")
 
     def _wrong(self, diff: Diff, what: str) -> None:
         self._violated(f"{self.shard}: version {diff.seqno} {what}; {diff}")

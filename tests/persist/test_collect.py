@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from penstock.persist import (
     SCAN_ALL,
@@ -23,7 +25,7 @@ from penstock.persist import commands as commands_of
 from penstock.persist.collect import collect_garbage, collectable, removed_keys, roll_up
 from penstock.persist.commands import Applied
 from penstock.persist.compact import compact
-from penstock.persist.state import Rollup, State
+from penstock.persist.state import Reader, Rollup, State
 from tests.persist.shards import SCHEMA, append, snapshot
 
 CONFIG: dict[str, Any] = {"inline_bytes": 0, "cache_bytes": 0, "rollup_every": 8, "compaction_fan_in": 3}
@@ -48,19 +50,44 @@ class Observed(MemConsensus):
         return removed
 
 
-def test_rollups_of_a_held_shard_stay_few_and_evenly_spread() -> None:
-    state = State(seqno=0)
-    for seqno in range(0, 40_000, 100):
-        rollup = Rollup(f"v{seqno}", 1)
-        step = commands_of.add_rollup(state, seqno=seqno, rollup=rollup, uncertain=False)
+def rolled_up(state: State, versions: Iterable[int]) -> State:
+    """`state` with a rollup of each of `versions`, as far as they are kept."""
+    for seqno in versions:
+        step = commands_of.add_rollup(state, seqno=seqno, rollup=Rollup(f"v{seqno}", 1), uncertain=False)
         assert step.diff is not None
         rollups = {k: v for k, v in (state.rollups | step.diff.rollups).items() if v is not None}
-        state = State(seqno=seqno, rollups=rollups)
-    listed = sorted(state.rollups)
+        state = replace(state, seqno=seqno, rollups=rollups)
+    return state
+
+
+def test_rollups_of_a_held_shard_stay_few_and_evenly_spread() -> None:
+    held = State(seqno=0, readers={"r": Reader(0, 0, 0, 1000, "test")})
+    listed = sorted(rolled_up(held, range(0, 40_000, 100)).rollups)
     assert len(listed) == commands_of.ROLLUPS_MAX
     assert (listed[0], listed[-1]) == (0, 39_900)
     gaps = [b - a for a, b in pairwise(listed)]
     assert max(gaps) <= 3 * 40_000 / commands_of.ROLLUPS_MAX, gaps
+
+
+def test_rollups_that_somebody_may_be_collecting_up_to_stay() -> None:
+    """Whoever collects may be slow; once he has truncated, the oldest version still has its rollup."""
+    reader = Reader(0, 0, 0, 1000, "test")
+    state = rolled_up(State(seqno=0, readers={"r": reader}), range(0, 1600, 100))
+    state = replace(state, readers={"r": replace(reader, hold=1450)})
+    target = collectable(state, 5000)
+    assert target == 1400
+    state = rolled_up(state, range(1600, 9000, 100))
+    assert target in state.rollups
+    assert len(state.rollups) == 15 + commands_of.ROLLUPS_MAX - 1, "those that are held are fewer"
+    step = commands_of.collect(state, seqno=target)
+    assert step.diff is not None
+    assert min(k for k in state.rollups if k not in step.diff.rollups) == target
+
+
+def test_rollups_stay_bounded_where_nobody_can_collect() -> None:
+    listed = sorted(rolled_up(State(seqno=0), range(0, 40_000, 100)).rollups)
+    assert len(listed) == 4 * commands_of.ROLLUPS_MAX
+    assert (listed[0], listed[-1]) == (0, 39_900)
 
 
 def test_maybe_gc_goes_no_further_than_configured_or_the_holds_allow() -> None:

@@ -198,6 +198,18 @@ def test_a_log_cut_off_from_its_rollups(seen: Observed) -> None:
     assert "no full state leads there" in seen.problems[0]
 
 
+def test_a_log_whose_oldest_full_state_is_dropped(seen: Observed) -> None:
+    for upper in range(1, 6):
+        seen.append(upper)
+    for at in (3, 5):
+        seen.objects.set(f"{SHARD}/v{at}/r", b"state")
+        seen.commit(rollups={at: Rollup(f"v{at}/r", 5)}, rollup=f"v{at}/r")
+    seen.history.truncated(4)
+    assert seen.problems == []
+    seen.commit(rollups={3: None}, removed_rollups=("v3/r",))
+    assert "all later than version 4" in seen.problems[0]
+
+
 def test_a_change_to_a_finalized_shard(seen: Observed) -> None:
     seen.commit(tombstone=True)
     assert seen.problems == []

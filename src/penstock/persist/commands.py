@@ -296,14 +296,17 @@ def with_since(state: State, diff: Diff) -> Diff:
 
 
 ROLLUPS_MAX = 16
+_UNCOLLECTED_MAX = 4 * ROLLUPS_MAX
 
 
 def add_rollup(state: State, *, seqno: int, rollup: Rollup, uncertain: bool) -> Step[Applied]:
     """List a rollup of version `seqno`. NO: it is of no use (any more). `uncertain`: as for
     `replace_batches`.
 
-    At most `ROLLUPS_MAX` are listed, about evenly over the live versions: however long a reader holds them, what
-    is collected in one go afterwards is a fraction of them. The oldest anchors the oldest version in consensus.
+    At most `ROLLUPS_MAX` are listed of versions that a reader holds, about evenly over these: however long he holds
+    them, what is collected in one go afterwards is a fraction of them. Those that nobody holds go with their
+    versions: somebody may be collecting up to any of them, and the oldest anchors the oldest version in consensus.
+    Only where collection fails for long are these made fewer as well.
     """
     if state.rollups.get(seqno) == rollup:
         return Step(Applied.YES)
@@ -311,10 +314,12 @@ def add_rollup(state: State, *, seqno: int, rollup: Rollup, uncertain: bool) -> 
         return Step(Applied.UNKNOWN if uncertain else Applied.NO)
     changes: dict[int, Rollup | None] = {seqno: rollup}
     removed: tuple[str, ...] = ()
-    if len(state.rollups) >= ROLLUPS_MAX:
-        listed = [*sorted(state.rollups), seqno]
-        gaps = {listed[i]: listed[i + 1] - listed[i - 1] for i in range(1, len(listed) - 1)}
-        dropped = min(gaps, key=lambda one: gaps[one])
+    listed = [*sorted(state.rollups), seqno]
+    gaps = {listed[i]: listed[i + 1] - listed[i - 1] for i in range(1, len(listed) - 1)}
+    held = [one for one in gaps if one > state.seqno_since]
+    thinned = held if len(held) + 2 > ROLLUPS_MAX else list(gaps) if len(listed) > _UNCOLLECTED_MAX else []
+    if thinned:
+        dropped = min(thinned, key=lambda one: gaps[one])
         changes[dropped] = None
         removed = (state.rollups[dropped].key,)
     return Step(Applied.YES, Diff(rollups=changes, removed_rollups=removed, rollup=rollup.key))
