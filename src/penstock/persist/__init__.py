@@ -55,7 +55,7 @@ from penstock.persist.store import (
     Versioned,
     new_shard_id,
 )
-from penstock.persist.sweep import Sweeper
+from penstock.persist.sweeper import Sweeper
 from penstock.persist.unreliable import UnreliableBlob, UnreliableConsensus
 from penstock.persist.url import masked
 from penstock.persist.write import Batch, WriteHandle

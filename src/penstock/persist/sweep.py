@@ -7,34 +7,21 @@ later ones check the age again. What a log outside the shard's state points to m
 order makes this safe: list the blobs, ask what to keep, then read the state. A batch that moves from the log to the
 state meanwhile is in one of the two.
 
-One owner per environment runs a `Sweeper`; two of them do the same work twice, and no harm.
+One owner per environment runs a `Sweeper` (`sweeper`); two of them do the same work twice, and no harm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
-
-import structlog
 
 from penstock.persist import commands, metrics
 from penstock.persist.collect import removed_keys, store_patiently
-from penstock.persist.errors import ClientClosed
 from penstock.persist.partstore import part_time_ms
 from penstock.persist.shard import Shard
 from penstock.persist.state import State
-from penstock.persist.store import ShardId
-from penstock.runtime import PenstockError
 
-if TYPE_CHECKING:
-    from penstock.persist.client import PersistClient
-
-_log = structlog.get_logger("penstock.persist")
-
-_AGE_PER_LINK = 2
 _DELETED_MAX = 1000
 """Per shard and turn; the rest is found by the next one."""
-_LIST_MS = 60 * 60 * 1000
 
 Keep = Callable[[], Awaitable[frozenset[str]]]
 """Keys, within the shard, that something outside its state refers to, and that nothing will come to refer to once they
@@ -76,48 +63,3 @@ def is_left_behind(key: str, state: State, written_before_ms: int) -> bool:
     if written_ms is not None:
         return written_ms < written_before_ms
     return owner[:1] == "v" and owner[1:].isdigit() and int(owner[1:]) < state.latest_rollup
-
-
-class Sweeper:
-    """Sweeps one shard after the other, for ever and slowly. `keep` tells what the transaction log points to.
-
-    Whose turn it is follows from the time alone, so that a process that is restarted often gets around as well.
-    """
-
-    def __init__(self, client: PersistClient, keep: Callable[[ShardId], Awaitable[frozenset[str]]]) -> None:
-        self._client = client
-        self._keep = keep
-        self._clock = client.clock
-        self._shards: list[ShardId] = []
-        self._listed_ms = 0
-
-    async def run(self) -> None:
-        """Until cancelled. Failures are logged and counted; the next round comes."""
-        config = self._client.config
-        if not config.sweep:
-            return
-        while True:
-            await self._clock.sleep(config.sweep_pause_ms / 1000)
-            try:
-                await self.turn()
-                metrics.SWEEPS.labels("done").inc()
-            except ClientClosed:
-                return
-            except PenstockError as error:
-                metrics.SWEEPS.labels("failed").inc()
-                _log.warning("sweep interrupted", error=error.message)
-
-    async def turn(self) -> list[str]:
-        """Sweep the shard whose turn it is now; returns the deleted keys."""
-        config, now_ms = self._client.config, self._clock.now_ms()
-        if not self._shards or now_ms >= self._listed_ms + _LIST_MS:
-            self._shards, self._listed_ms = await self._client.shards(), now_ms
-        if not self._shards:
-            return []
-        shard = self._shards[now_ms // max(1, config.sweep_pause_ms) % len(self._shards)]
-        swept = await self._client.sweep(
-            shard, older_than_ms=_AGE_PER_LINK * config.link_ms, keep=lambda: self._keep(shard)
-        )
-        if swept:
-            _log.info("blobs swept that crashes had left", shard=shard, blobs=len(swept))
-        return swept

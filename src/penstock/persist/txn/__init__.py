@@ -8,7 +8,8 @@ from the log. docs/rfcs/0002-txn-wal.md has the format, the protocol and why it 
 """
 
 from penstock.persist.txn.listen import TxnsListen
-from penstock.persist.txn.reader import TxnsReader, TxnsReadHandle, TxnsSnapshot
+from penstock.persist.txn.reader import TxnsReader, TxnsReadHandle
+from penstock.persist.txn.snapshot import TxnsSnapshot
 from penstock.persist.txn.writer import TooLate, TxnsWriter
 
 __all__ = ["TooLate", "TxnsListen", "TxnsReadHandle", "TxnsReader", "TxnsSnapshot", "TxnsWriter"]

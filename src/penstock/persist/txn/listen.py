@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from penstock.persist.lease import Pin
 from penstock.persist.listen import EventStream, Listen, ListenEvent
@@ -27,10 +26,8 @@ from penstock.persist.store import SeqNo
 from penstock.persist.txn.direct import fetch_part
 from penstock.persist.txn.log import TxnsLog
 from penstock.persist.txn.rows import Write
+from penstock.persist.txn.snapshot import TxnsSnapshot
 from penstock.runtime import DONE, Frontier, Timestamp, Updates, step_back
-
-if TYPE_CHECKING:
-    from penstock.persist.txn.reader import TxnsSnapshot
 
 QUEUE_BYTES_MAX = 16 << 20
 """Payloads that wait for a slow consumer; beyond this it reads them from the shard later."""
