@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 import time
 import urllib.parse
 import uuid
@@ -39,8 +40,7 @@ class FileBlob:
         if prepare:
             make_directory(self._temporary)
         self._directories: set[str] = set()
-        self._syncs: dict[Path, asyncio.Task[None]] = {}
-        self._next_syncs: dict[Path, asyncio.Task[None]] = {}
+        self._syncs: dict[Path, _DirectorySync] = {}
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="file-blob")
         if prepare:
             self._remove_stale_temporaries()
@@ -52,38 +52,13 @@ class FileBlob:
         await self._run(lambda: self._set(key, value), f"write blob {key} ({len(value)} bytes)")
 
     async def delete(self, key: str) -> int | None:
-        what = f"delete blob {key}"
-        size = await self._run(lambda: self._delete(key), what)
-        if size is not None:  # or it comes back with a power failure, after those who knew of it are gone
-            await asyncio.shield(self._synced(self._path(key).parent, what))
-        return size
+        return await self._run(lambda: self._delete(key), f"delete blob {key}")
 
     async def list_prefix(self, prefix: str) -> list[tuple[str, int]]:
         return await self._run(lambda: self._list(prefix), f"list blobs {prefix}*")
 
     async def close(self) -> None:
         await asyncio.to_thread(self._threads.shutdown, True)
-
-    def _synced(self, directory: Path, what: str) -> asyncio.Task[None]:
-        """An fsync of `directory` that has not begun yet. One does for all who delete while the one before it runs."""
-        waiting = self._next_syncs.get(directory)
-        if waiting is None:
-            waiting = asyncio.create_task(self._sync_after(self._syncs.get(directory), directory, what))
-            self._next_syncs[directory] = waiting
-        return waiting
-
-    async def _sync_after(self, before: asyncio.Task[None] | None, directory: Path, what: str) -> None:
-        this = asyncio.current_task()
-        assert this is not None
-        try:
-            if before is not None:
-                await asyncio.wait([before])
-            self._syncs[directory] = self._next_syncs.pop(directory)
-            await self._run(lambda: _fsync_directory(directory), what)
-        finally:
-            for syncs in (self._syncs, self._next_syncs):
-                if syncs.get(directory) is this:
-                    del syncs[directory]
 
     async def _run(self, operation: Callable[[], T], what: str) -> T:
         """Run in a thread; unknown failures may have struck after the rename, so they are indeterminate."""
@@ -127,16 +102,22 @@ class FileBlob:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _fsync_directory(path.parent)
+        self._sync_of(path.parent).changed()
 
     def _delete(self, key: str) -> int | None:
         path = self._path(key)
+        sync = self._sync_of(path.parent)
         try:
             size = path.stat().st_size
             path.unlink()
         except FileNotFoundError:
+            sync.catch_up()  # whoever deleted it may have been told that it may come back
             return None
+        sync.changed()  # or it comes back with a power failure, after those who knew of it are gone
         return size
+
+    def _sync_of(self, directory: Path) -> _DirectorySync:
+        return self._syncs.setdefault(directory, _DirectorySync(directory))
 
     def _list(self, prefix: str) -> list[tuple[str, int]]:
         first, separator, _ = prefix.partition("/")
@@ -171,6 +152,37 @@ class FileBlob:
                     path.unlink()
             except FileNotFoundError:
                 continue
+
+
+class _DirectorySync:
+    """Makes changes of one directory durable, those of several threads at once where they come together."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._numbers = threading.Lock()
+        self._syncing = threading.Lock()
+        self._changes = 0
+        self._durable = 0
+
+    def changed(self) -> None:
+        """Something was changed just now; durable on return."""
+        with self._numbers:
+            self._changes += 1
+            number = self._changes
+        self._sync_up_to(number)
+
+    def catch_up(self) -> None:
+        """See to it that no earlier change is left over from an fsync that failed."""
+        self._sync_up_to(self._changes)
+
+    def _sync_up_to(self, number: int) -> None:
+        if self._durable >= number:
+            return
+        with self._syncing:
+            if self._durable < number:
+                changes = self._changes
+                _fsync_directory(self._directory)
+                self._durable = changes
 
 
 def make_directory(path: Path) -> None:
