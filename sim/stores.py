@@ -211,7 +211,9 @@ class Network:
 
     def _sprung(self, process: Process, what: str) -> Trap | None:
         trap = self.traps.get(process.name)
-        return self.traps.pop(process.name) if trap is not None and what.startswith(trap.request) else None
+        if trap is None or not what.startswith(trap.request) or (trap.unanswered and self._is_cut_off(process)):
+            return None
+        return self.traps.pop(process.name)
 
     def crashed(self, process: Process) -> None:
         """Of its requests under way some arrive and some do not."""
@@ -220,9 +222,8 @@ class Network:
 
     def _decide(self, process: Process) -> _Fate:
         dice, rates = self._random.random(), self.rates
-        for outage in self.outages:
-            if outage.processes is None or process.name in outage.processes:
-                return _Fate.DETERMINATE if dice < 0.7 else _Fate.BEFORE
+        if self._is_cut_off(process):
+            return _Fate.DETERMINATE if dice < 0.7 else _Fate.BEFORE
         for fate, rate in (
             (_Fate.DETERMINATE, rates.determinate),
             (_Fate.BEFORE, rates.unknown_before),
@@ -233,6 +234,9 @@ class Network:
                 return fate
             dice -= rate
         return _Fate.FINE
+
+    def _is_cut_off(self, process: Process) -> bool:
+        return any(outage.processes is None or process.name in outage.processes for outage in self.outages)
 
     def _delay(self) -> float:
         rates, dice = self.rates, self._random.random()
