@@ -18,7 +18,7 @@ from penstock.persist import (
     ReadHandle,
     WriteHandle,
 )
-from penstock.persist.compact import Policy
+from penstock.persist.policy import Policy
 from penstock.persist.state import LinkedBatch, State
 from penstock.runtime import Frontier, Timestamp, Updates
 
@@ -86,4 +86,4 @@ def client(**config: Any) -> PersistClient:
 
 def most_urgent(policy: Policy, state: State, claimed: frozenset[int] = frozenset()) -> tuple[LinkedBatch, ...]:
     """What `policy` would have merged first; nothing when nothing is due."""
-    return next((inputs for inputs, _ in policy.due(state, claimed)), ())
+    return next((due.batches for due in policy.due(state, claimed)), ())

@@ -236,6 +236,65 @@ def test_small_merges_do_not_wait_for_a_long_one() -> None:
     asyncio.run(main())
 
 
+def test_what_a_lane_finds_done_may_be_work_for_another() -> None:
+    """Somebody else has merged what this process was at: with that, a larger merge is due, and no commit tells."""
+
+    async def main() -> None:
+        blob, free, consensus, shard = Watched(), MemBlob(), MemConsensus(), new_shard_id()
+        free._objects = blob._objects
+        theirs = PersistClient(free, consensus, config=PersistConfig(**CONFIG, maintenance=False))
+        await fill(theirs, shard, 0, FAN_IN - 1, rows=80_000)
+        await fill(theirs, shard, FAN_IN - 1, FAN_IN, rows=20_000)
+        config = PersistConfig(**CONFIG | {"compaction_timeout_ms": 60_000}, compaction_small_bytes=100_000)
+        client = PersistClient(blob, consensus, config=config)
+        blob.open.clear()
+        await fill(client, shard, 2 * FAN_IN - 1, 1, rows=1)
+        await blob.begun.wait()  # of medium size
+        other = theirs._shards[shard]
+        await other.fetch()
+        assert (await compact(other, other.state.batches[FAN_IN - 1 : -1])).value == "yes"
+        blob.open.set()
+        await client._maintenance[shard].idle()
+        assert [batch.rows for batch in client._shards[shard].state.batches] == [FAN_IN * 80_000, 1]
+        for one in (client, theirs):
+            await one.close()
+
+    asyncio.run(main())
+
+
+def test_few_wide_rows_are_claimed_as_well() -> None:
+    async def main() -> None:
+        blob = Watched()
+        client = PersistClient(blob, MemConsensus(), config=PersistConfig(**CONFIG, compaction_small_bytes=100))
+        blob.open.clear()
+        shard = new_shard_id()
+        await fill(client, shard, 0, FAN_IN, rows=20)
+        await blob.begun.wait()
+        assert client._shards[shard].state.claims
+        blob.open.set()
+        await client._maintenance[shard].idle()
+        assert not client._shards[shard].state.claims
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_merged_batches_make_room_in_the_cache() -> None:
+    """Whoever writes keeps what he wrote, for he merges it next; then it is of no use to anybody."""
+
+    async def main() -> None:
+        config = PersistConfig(**CONFIG | {"cache_bytes": 64 << 20})
+        client = PersistClient(MemBlob(), MemConsensus(), config=config)
+        shard = new_shard_id()
+        await fill(client, shard, 0, 30)
+        await client._maintenance[shard].idle()
+        live = {key for batch in client._shards[shard].state.batches for key in batch.keys}
+        assert {key for _, key, _ in client._parts.cache._parts} == live
+        await client.close()
+
+    asyncio.run(main())
+
+
 class Stuck(MemBlob):
     """Operations on keys with `hang` in them never end; on keys with `fail` in them they are defective."""
 

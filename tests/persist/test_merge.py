@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.persist import MemBlob, MemConsensus, PersistClient, PersistConfig, ReadHandle, new_shard_id
-from penstock.persist.compact import Policy, compact
+from penstock.persist.compact import compact
 from penstock.persist.merge import Run, grouped, runs_of, sorted_and_consolidated
 from penstock.persist.order import Keys, leading_words
 from penstock.persist.parts import decode_object
+from penstock.persist.policy import Policy
 from penstock.persist.schema import FIRST_SCHEMA
 from penstock.persist.shard import Shard
 from penstock.persist.state import HollowPart, LinkedBatch

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
 from msgspec.structs import replace
 
-from penstock.persist import CorruptStateError, Fenced, InvalidUsage, Mismatch, PersistConfig, commands
+from penstock.persist import CorruptStateError, Fenced, InvalidUsage, Mismatch, commands
 from penstock.persist.commands import Appended, Applied, Step
-from penstock.persist.compact import Policy, Size
 from penstock.persist.snapshot import parts_up_to
 from penstock.persist.state import (
     Diff,
     HollowPart,
     InlinePart,
-    LinkedBatch,
     Part,
     Rollup,
     State,
@@ -28,7 +25,6 @@ from penstock.persist.state import (
     encode_rollup,
 )
 from penstock.runtime import DONE, Frontier, InternalError, Timestamp
-from tests.persist.shards import most_urgent
 
 R = TypeVar("R")
 
@@ -76,11 +72,11 @@ def hollow(key: str, rows: int = 1) -> HollowPart:
 
 def test_compare_and_append() -> None:
     machine = Machine()
-    assert machine.append(0, 5, (inline(),)) == Appended(0)
+    assert machine.append(0, 5, (inline(),)) == Appended()
     assert machine.append(0, 6) == Mismatch(Frontier(5))
-    assert machine.append(0, 5) == Appended(None), "the same token again: it was committed"
-    assert machine.append(5, 9) == Appended(None)
-    assert machine.append(9, DONE, (hollow("a"),)) == Appended(2)
+    assert machine.append(0, 5) == Appended(), "the same token again: it was committed"
+    assert machine.append(5, 9) == Appended()
+    assert machine.append(9, DONE, (hollow("a"),)) == Appended()
     assert machine.committed == 3
     assert [(b.id, b.lower) for b in machine.state.batches] == [(0, 0), (2, 9)]
     assert machine.state.batch_upper(0) == 9
@@ -197,7 +193,7 @@ def test_expire_writer() -> None:
     machine.run(lambda state: commands.expire_writer(state, writer="w"))
     assert machine.committed == committed, "expiring again changes nothing"
     assert machine.append(0, 5, (inline(),), token=b"mine") == Mismatch(Frontier(6)), "its token is forgotten"
-    assert machine.append(6, 7) == Appended(None), "it may register anew by appending"
+    assert machine.append(6, 7) == Appended(), "it may register anew by appending"
     assert set(machine.state.writers) == {"other", "w"}
 
 
@@ -270,63 +266,3 @@ def test_damage_is_recognized() -> None:
         decode_rollup("s", bytes(encoded))
     with pytest.raises(InternalError):
         apply(State(seqno=3), Diff(seqno=5))
-
-
-@pytest.mark.parametrize("by_size", [False, True], ids=["most-urgent", "by-size"])
-@pytest.mark.parametrize("shape", ["equal", "skewed", "alternating", "shrinking"])
-def test_the_policy_bounds_batches_and_work(shape: str, by_size: bool) -> None:
-    dice = random.Random(1)
-    policy = Policy(PersistConfig(compaction_fan_in=8))
-    state, rewritten, appended = State(), 0, 0
-
-    def due() -> tuple[LinkedBatch, ...]:
-        choices = list(policy.by_size(state).values()) if by_size else [most_urgent(policy, state)]
-        return dice.choice(choices) if choices else ()
-
-    for number in range(5000):
-        rows = {
-            "equal": 3,
-            "skewed": int(dice.paretovariate(0.6)),
-            "alternating": 100_000 if number % 2 else 1,
-            "shrinking": 8,
-        }[shape]
-        appended += rows
-        state = replace(state, batches=(*state.batches, LinkedBatch(2 * number, number, 0, (large("k", rows),))))
-        while inputs := due():
-            total = sum(batch.rows for batch in inputs)
-            rewritten += total
-            rows = max(1, total // 8) if shape == "shrinking" else total
-            start = state.batches.index(inputs[0])
-            merged = LinkedBatch(inputs[-1].id + 1, inputs[0].lower, 0, (large("m", rows),))
-            rest = state.batches[start + len(inputs) :]
-            state = replace(state, batches=(*state.batches[:start], merged, *rest))
-        assert len(state.batches) <= 64
-    assert rewritten <= 7 * appended, f"{rewritten / appended:.1f} rewrites of each row"
-
-
-def large(key: str, rows: int) -> HollowPart:
-    """A part of rows of 5,000 bytes, so that merges of a few thousand rows are of every size."""
-    return replace(hollow(key, rows), memory=5_000 * rows)
-
-
-def test_merges_have_sizes() -> None:
-    """Each that is due is of one size: the least that at least the fan-in of its batches fit into."""
-
-    def state(*rows: int) -> State:
-        batches = (LinkedBatch(id_, id_, 0, (large("k", count),)) for id_, count in enumerate(rows))
-        return replace(State(), batches=tuple(batches))
-
-    def chosen(*rows: int, claimed: frozenset[int] = frozenset()) -> dict[Size, list[int]]:
-        due = Policy(PersistConfig(compaction_fan_in=4)).by_size
-        return {size: [one.id for one in inputs] for size, inputs in due(state(*rows), claimed).items()}
-
-    assert chosen(1, 1, 1) == {}
-    assert chosen(*[20] * 5) == {Size.SMALL: [0, 1, 2, 3, 4]}
-    assert chosen(*[60] * 5) == {Size.MEDIUM: [0, 1, 2, 3, 4]}, "three of them are a mebibyte"
-    assert chosen(*[50] * 9) == {Size.SMALL: [0, 1, 2, 3]}, "as many as fit, if that is worth it"
-    assert chosen(*[5000] * 4, *[300] * 4, *[20] * 5) == {
-        Size.SMALL: [8, 9, 10, 11, 12],
-        Size.MEDIUM: [4, 5, 6, 7, 8, 9, 10, 11, 12],
-        Size.LARGE: list(range(13)),
-    }
-    assert chosen(*[5000] * 4, *[20] * 5, claimed=frozenset({0, 1, 2, 3})) == {Size.SMALL: [4, 5, 6, 7, 8]}

@@ -15,6 +15,7 @@ from penstock.persist.lease import ReaderLease
 from penstock.persist.leased_part import decode_ticket, fetch_leased, shard_of
 from penstock.persist.maintain import Maintenance, Slots
 from penstock.persist.metered import MeteredBlob, MeteredConsensus
+from penstock.persist.part_cache import PartCache
 from penstock.persist.partstore import PartStore
 from penstock.persist.pubsub import PubSub
 from penstock.persist.read import ReadHandle
@@ -39,6 +40,7 @@ from penstock.persist.write import WriteHandle
 from penstock.runtime import Clock, SystemClock, TaskOwner, Updates, random_uuid
 
 _HEARTBEATS_PER_LEASE = 4
+_THREADS = 4
 
 
 class PersistClient:
@@ -60,8 +62,13 @@ class PersistClient:
         self._clock = clock or SystemClock()
         self._consensus: Consensus = MeteredConsensus(consensus, self._clock)
         self._pubsub = pubsub
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="persist")
-        self._parts = PartStore(MeteredBlob(blob, self._clock), self._threads, self._clock, self.config)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="persist")
+        self._merging_threads = ThreadPoolExecutor(
+            self.config.compaction_concurrency, thread_name_prefix="persist-merging"
+        )
+        metered, cache = MeteredBlob(blob, self._clock), PartCache(self.config.cache_bytes)
+        self._parts = PartStore(metered, cache, self._threads, self._clock, self.config)
+        self._merging = PartStore(metered, cache, self._merging_threads, self._clock, self.config)
         self._tasks = TaskOwner("persist")
         self._slots = Slots(self.config)
         self._shards: dict[ShardId, Shard] = {}
@@ -213,16 +220,16 @@ class PersistClient:
         for shard in self._shards.values():
             shard.close()
         await self._tasks.close()
-        self._parts.close()
-        self._threads.shutdown(wait=False)
+        for store, threads in ((self._parts, self._threads), (self._merging, self._merging_threads)):
+            store.close()
+            threads.shutdown(wait=False)
 
     async def _open(self, shard: ShardId) -> Shard:
         if self._closed:
             raise ClientClosed("the persist client is closed")
         shared = self._shards.get(shard)
         if shared is None:
-            shared = Shard(shard, self._consensus, self._parts, self._clock, self._pubsub, self.config, self._tasks)
-            self._shards[shard] = shared
+            shared = self._shards[shard] = self._shard(shard, self._pubsub)
             maintenance = Maintenance(shared, self._slots)
             self._maintenance[shard] = maintenance
             if self.config.maintenance:
@@ -236,9 +243,13 @@ class PersistClient:
             return await self._open(shard)
         if self._closed:
             raise ClientClosed("the persist client is closed")
-        peeked = Shard(shard, self._consensus, self._parts, self._clock, None, self.config, self._tasks)
+        peeked = self._shard(shard, None)
         await peeked.fetch()
         return peeked
+
+    def _shard(self, shard: ShardId, pubsub: PubSub | None) -> Shard:
+        stores = (self._parts, self._merging)
+        return Shard(shard, self._consensus, *stores, self._clock, pubsub, self.config, self._tasks)
 
     def _forget_reader(self, reader_id: str) -> None:
         self._readers.pop(reader_id, None)

@@ -55,9 +55,7 @@ class Step(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """An append is in the state. `batch_id` None: without updates, or done by an earlier attempt."""
-
-    batch_id: int | None
+    """An append is in the state, by this attempt or an earlier one."""
 
 
 class Applied(Enum):
@@ -112,13 +110,13 @@ def append(
     known = state.writers.get(writer)
     if known is not None and known.token == token:
         assert known.upper == new, f"writer {writer} used a token for {known.upper} and for {new}"
-        return Step(Appended(None))
+        return Step(Appended())
     if state.upper != expected:
         return Step(Mismatch(Frontier(state.upper)))
     batch = LinkedBatch(state.seqno + 1, expected, 0, parts) if parts or not state.batches else None
     entry = Writer(token, new, now_ms, lease_ms)
     diff = Diff(upper=new, append=batch, writers={writer: entry})
-    return Step(Appended(batch.id if batch else None), diff)
+    return Step(Appended(), diff)
 
 
 def fence(state: State) -> Step[None]:

@@ -23,11 +23,12 @@ class PersistConfig:
     * `compaction_fan_in`: so many batches of one size class become one of the next.
     * `compaction_small_bytes`: batches that have at most this in memory are merged in one go, and their output may stay
       in the state. Merges of so much, of 32 times as much and of more do not wait for one another.
-      `compaction_concurrency`: compactions of each size at a time. `compaction_claim_rows`: smaller ones are not
-      claimed; they cost less to do twice.
+      `compaction_concurrency`: compactions of each size at a time, and threads for those that are not small.
+      `compaction_claim_rows`: a small one of fewer rows is not claimed; it costs less to do twice.
     * `compaction_memory_bytes`: memory of one compaction, its copies of decoded updates included; two parts are
-      held even where they are larger. `compaction_timeout_ms`: a compaction is given up after this, or a second for
-      each MiB of input, whichever is longer.
+      held even where they are larger. Those of the two larger sizes may each take it, as many as there are at a time.
+      `compaction_timeout_ms`: a compaction is given up after this, or a second for each MiB of input, whichever is
+      longer.
     * `rollup_every`: versions between full states.
     * `collect_versions`: versions that one step of garbage collection goes through, where rollups allow.
       `upkeep_concurrency`: rollups, and likewise collections, at a time. `upkeep_timeout_ms`: limit of one such step.

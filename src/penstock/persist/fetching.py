@@ -10,7 +10,8 @@ import pyarrow as pa
 from penstock.persist.errors import CorruptBlobError, SinceError
 from penstock.persist.filter import Filter, KnownColumn, columns_of, matching, may_match
 from penstock.persist.lease import ReaderLease
-from penstock.persist.partstore import Located, memory_of
+from penstock.persist.part_cache import Located
+from penstock.persist.partstore import memory_of
 from penstock.persist.schema import column_sources, selected
 from penstock.persist.shard import Shard
 from penstock.persist.state import HollowPart, Part

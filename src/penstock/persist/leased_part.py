@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from penstock.persist.errors import CorruptBlobError, LeaseLost
 from penstock.persist.lease import ReaderLease
-from penstock.persist.partstore import Located
+from penstock.persist.part_cache import Located
 from penstock.persist.schema import decode_schema, encode_schema
 from penstock.persist.shard import Shard
 from penstock.persist.state import HollowPart, Part

@@ -15,7 +15,8 @@ from penstock.persist.errors import InvalidUsage, SinceError
 from penstock.persist.fetching import fetch_group
 from penstock.persist.lease import Pin, ReaderLease
 from penstock.persist.leased_part import LeasedPart, LeasedStep
-from penstock.persist.partstore import Located, memory_of
+from penstock.persist.part_cache import Located
+from penstock.persist.partstore import memory_of
 from penstock.persist.snapshot import Snapshot
 from penstock.persist.store import SeqNo, ShardId
 from penstock.runtime import DONE, ExternalError, Frontier, InternalError, Timestamp, Updates, step_back

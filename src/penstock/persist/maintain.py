@@ -19,9 +19,10 @@ import structlog
 from penstock.persist import commands, metrics
 from penstock.persist.collect import collect_garbage, collectable, roll_up
 from penstock.persist.commands import Applied
-from penstock.persist.compact import Policy, Size, compact, limit_s
+from penstock.persist.compact import compact, limit_s
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, CorruptBlobError
+from penstock.persist.policy import Policy, Size
 from penstock.persist.shard import Shard
 from penstock.persist.state import LinkedBatch, State
 from penstock.persist.store import SeqNo
@@ -51,18 +52,9 @@ class Slots:
     """
 
     def __init__(self, config: PersistConfig) -> None:
-        self._free: dict[Kind | Size, asyncio.Semaphore] = {
-            Kind.ROLLUP: asyncio.Semaphore(config.upkeep_concurrency),
-            Kind.COLLECTION: asyncio.Semaphore(config.upkeep_concurrency),
-            **{size: asyncio.Semaphore(config.compaction_concurrency) for size in Size},
-        }
-
-    async def take(self, kind: Kind, size: Size | None) -> None:
-        with metrics.UPKEEP_WAITING.labels(kind).track_inprogress():
-            await self._free[size or kind].acquire()
-
-    def give_back(self, kind: Kind, size: Size | None) -> None:
-        self._free[size or kind].release()
+        self.rollups = asyncio.Semaphore(config.upkeep_concurrency)
+        self.collections = asyncio.Semaphore(config.upkeep_concurrency)
+        self.compactions = {size: asyncio.Semaphore(config.compaction_concurrency) for size in Size}
 
 
 class Overdue(PenstockError):
@@ -76,14 +68,14 @@ class _Lane(Generic[W]):
         self,
         kind: Kind,
         shard: Shard,
-        slots: Slots,
+        slots: asyncio.Semaphore,
         due: Callable[[State], W | None],
         step: Callable[[State, W], Awaitable[Applied]],
         limit_s: Callable[[W], float],
-        size: Size | None = None,
+        after: Callable[[], None] = lambda: None,
     ) -> None:
-        self._kind, self._size, self._shard, self._slots = kind, size, shard, slots
-        self._due, self._step, self._limit_s = due, step, limit_s
+        self._kind, self._shard, self._slots = kind, shard, slots
+        self._due, self._step, self._limit_s, self._after = due, step, limit_s, after
         self._failures = 0
         self._patience = 1
         self.running: asyncio.Task[None] | None = None
@@ -100,13 +92,15 @@ class _Lane(Generic[W]):
 
     async def _run(self) -> None:
         while self._due(self._shard.state) is not None:
-            await self._slots.take(self._kind, self._size)
+            with metrics.UPKEEP_WAITING.labels(self._kind).track_inprogress():
+                await self._slots.acquire()
             try:
                 failed = await self._one()
             except ClientClosed:
                 return
             finally:
-                self._slots.give_back(self._kind, self._size)
+                self._slots.release()
+            self._after()
             self._failures = self._failures + 1 if failed else 0
             if failed:
                 pause_s = min(_PAUSE_S * 2 ** (self._failures - 1), _PAUSE_MAX_S)
@@ -187,20 +181,27 @@ class Maintenance:
             _Lane(
                 Kind.COMPACTION,
                 shard,
-                slots,
+                slots.compactions[size],
                 partial(self._to_merge, size=size),
                 lambda _, inputs: self._compact(inputs),
                 lambda inputs: limit_s(config, inputs),
-                size,
+                self._merge_what_is_free,
             )
             for size in Size
         )
         self._lanes: tuple[_Lane[Any], ...] = (
-            _Lane(Kind.ROLLUP, shard, slots, self._rollup_due, lambda state, _: roll_up(shard, state), lambda _: limit),
+            _Lane(
+                Kind.ROLLUP,
+                shard,
+                slots.rollups,
+                self._rollup_due,
+                lambda state, _: roll_up(shard, state),
+                lambda _: limit,
+            ),
             _Lane(
                 Kind.COLLECTION,
                 shard,
-                slots,
+                slots.collections,
                 self._collectable,
                 lambda _, seqno: collect_garbage(shard, seqno),
                 lambda _: limit,
@@ -241,6 +242,11 @@ class Maintenance:
         if question != self._chosen_for:  # all lanes ask at each commit
             self._chosen_for, self._chosen = question, self._policy.by_size(state, claimed | ours)
         return self._chosen.get(size)
+
+    def _merge_what_is_free(self) -> None:
+        """What one lane leaves, done or not, may be due in another size: no commit need tell that lane."""
+        for lane in self._compactions:
+            lane.poke(self._shard.state)
 
     async def _compact(self, inputs: tuple[LinkedBatch, ...]) -> Applied:
         ids = {batch.id for batch in inputs}

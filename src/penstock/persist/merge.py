@@ -18,7 +18,8 @@ from msgspec.structs import replace
 
 from penstock.persist import metrics
 from penstock.persist.order import Keys, Place, sorted_and_summed
-from penstock.persist.partstore import Located, PartStore, memory_of
+from penstock.persist.part_cache import Located
+from penstock.persist.partstore import PartStore, memory_of
 from penstock.persist.schema import SchemaId, SchemaVersion
 from penstock.persist.shard import Shard
 from penstock.persist.state import HollowPart, LinkedBatch
@@ -122,7 +123,7 @@ class Merge:
 
     def __init__(self, shard: Shard, owner: str, written: SchemaVersion, since: Frontier, memory_bytes: int) -> None:
         self._shard, self._owner, self._written = shard, owner, written
-        self._store = shard.parts
+        self._store = shard.merging
         self._since = Timestamp(since)
         self._part_bytes = min(shard.config.part_bytes, max(memory_bytes // _OUTPUTS_IN_MEMORY, _PART_BYTES_MIN))
         self._blocks_bytes = (memory_bytes - 2 * self._part_bytes) // _COPIES
@@ -155,7 +156,7 @@ class Merge:
 
     async def _refill(self, run: Run) -> None:
         located = run.parts.popleft()
-        run.block, run.keys = await self._shard.fetch_to_merge(located, self._written.schema), None
+        run.block, run.keys = await self._shard.fetch_to_merge(self._store, located, self._written.schema), None
 
     def _reached(self, runs: Sequence[Run]) -> Updates:
         """Take from each run what all have reached: it is consolidated and in order. One run at least is used up.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
@@ -13,9 +12,9 @@ import pyarrow as pa
 from penstock.persist import metrics
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, CorruptBlobError
+from penstock.persist.part_cache import Located, PartCache, cache_key
 from penstock.persist.parts import (
     PartDamaged,
-    buffer_bytes,
     copied,
     decode_inline,
     decode_object,
@@ -30,8 +29,6 @@ from penstock.runtime import Clock, ExternalError, Updates, random_uuid
 
 T = TypeVar("T")
 
-_CACHED_PART_BYTES_MAX = 4 * 1024 * 1024
-_OBJECT_BYTES = 1024
 _PIECE_BYTES_MIN = 8 * 1024 * 1024
 """Half a tenth of a second of encoding; smaller parts cost their readers more than they save their writer."""
 _DECODED_PER_ENCODED = 4
@@ -39,22 +36,18 @@ _DECODED_PER_ENCODED = 4
 _DELETES = 32
 """Blobs deleted at a time."""
 
-CacheKey = tuple[ShardId, int | str, int]
-
-Located = tuple[int, int, Part]
-"""(batch id, index in the batch, part)."""
-
 
 class PartStore:
-    """Moves updates between memory and blobs for one client. Encoding and decoding run in `threads`."""
+    """Moves updates between memory and blobs for one client. Encoding and decoding run in `threads`; what is decoded
+    is kept in `cache`.
+    """
 
-    def __init__(self, blob: Blob, threads: Executor, clock: Clock, config: PersistConfig) -> None:
+    def __init__(self, blob: Blob, cache: PartCache, threads: Executor, clock: Clock, config: PersistConfig) -> None:
         self.blob = blob
+        self.cache = cache
         self.config = config
         self._threads = threads
         self._clock = clock
-        self._cache: OrderedDict[CacheKey, Updates] = OrderedDict()
-        self._cache_bytes = 0
         self._closed = False
 
     async def upload(
@@ -100,7 +93,7 @@ class PartStore:
         metrics.PART_BYTES.labels("written").inc(len(data))
         written[index] = part
         if kept is not None:
-            self.remember((shard, key, 0), kept)
+            self.cache.keep((shard, key, 0), kept)
 
     def _encoded(
         self, updates: Updates, key: str, schema: SchemaId, stats_bytes: int
@@ -110,8 +103,7 @@ class PartStore:
         A copy is kept. The updates may be over memory of the caller's that he writes to once he has appended it.
         """
         data, part = encode_object(updates, key, schema, stats_bytes)
-        worth_it = updates.nbytes <= min(_CACHED_PART_BYTES_MAX, self.config.cache_bytes)
-        return data, part, copied(updates) if worth_it else None
+        return data, part, copied(updates) if self.cache.takes(updates.nbytes) else None
 
     async def fetch(
         self, shard: ShardId, located: Located, written: pa.Schema, wanted: pa.Schema, *, keep: bool = True
@@ -121,43 +113,29 @@ class PartStore:
 
         `keep`: in the cache, for whoever reads it next.
         """
-        batch_id, index, part = located
+        part = located[2]
         plan = migration(written, wanted)
-        cache_key: CacheKey = (shard, part.key, 0) if isinstance(part, HollowPart) else (shard, batch_id, index)
-        cached = self._cache.get(cache_key)
-        metrics.CACHE_REQUESTS.labels("miss" if cached is None else "hit").inc()
+        key = cache_key(shard, located)
+        cached = self.cache.get(key)
         if cached is not None:
-            self._cache.move_to_end(cache_key)
             return _migrated(cached, plan)
         if not isinstance(part, HollowPart):
             updates = decode_inline(part, written)
             if keep:
-                self.remember(cache_key, updates)
+                self.cache.keep(key, updates)
             return _migrated(updates, plan)
-        key = f"{shard}/{part.key}"
-        data = await self._patiently(lambda: self.blob.get(key), f"read part {key}")
+        name = f"{shard}/{part.key}"
+        data = await self._patiently(lambda: self.blob.get(name), f"read part {name}")
         if data is None:
-            raise CorruptBlobError(shard, key, "it does not exist")
+            raise CorruptBlobError(shard, name, "it does not exist")
         metrics.PART_BYTES.labels("read").inc(len(data))
         try:
             updates = await self.run(lambda: decode_object(data, part, written, plan.read))
         except PartDamaged as error:
-            raise CorruptBlobError(shard, key, str(error)) from error
+            raise CorruptBlobError(shard, name, str(error)) from error
         if plan.read is None and keep:
-            self.remember(cache_key, updates)
+            self.cache.keep(key, updates)
         return updates.with_rows(plan.apply(updates.rows))
-
-    def remember(self, key: CacheKey, updates: Updates) -> None:
-        """Keep a decoded part, as it was written, within the bounds of the cache."""
-        size = _cached_bytes(updates)
-        if size > _CACHED_PART_BYTES_MAX or size > self.config.cache_bytes or key in self._cache:
-            return
-        self._cache[key] = updates
-        self._cache_bytes += size
-        while self._cache_bytes > self.config.cache_bytes:
-            _, evicted = self._cache.popitem(last=False)
-            self._cache_bytes -= _cached_bytes(evicted)
-        metrics.CACHE_BYTES.set(self._cache_bytes)
 
     async def delete(self, shard: ShardId, keys: Sequence[str]) -> None:
         """Delete blobs by their keys within `shard`; those that are gone already are fine."""
@@ -208,11 +186,6 @@ def migrated(updates: Updates, written: pa.Schema, wanted: pa.Schema) -> Updates
 def _migrated(updates: Updates, plan: Migration) -> Updates:
     rows = updates.rows if plan.read is None else select_rows(updates.rows, plan.read)
     return updates.with_rows(plan.apply(rows))
-
-
-def _cached_bytes(updates: Updates) -> int:
-    """What a cached part costs: its buffers and, for small parts more than these, the objects around them."""
-    return buffer_bytes(updates) + _OBJECT_BYTES * (1 + updates.rows.num_columns)
 
 
 def new_part_name(now_ms: int, index: int) -> str:

@@ -23,8 +23,9 @@ from penstock.persist import metrics
 from penstock.persist.commands import Step, with_since
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, CorruptStateError, SinceError
+from penstock.persist.part_cache import Located
 from penstock.persist.parts import decode_inline
-from penstock.persist.partstore import Located, PartStore, migrated
+from penstock.persist.partstore import PartStore, migrated
 from penstock.persist.pubsub import PubSub
 from penstock.persist.retry import Patience, patiently
 from penstock.persist.schema import decode_schema
@@ -86,6 +87,7 @@ class Shard:
         id_: ShardId,
         consensus: Consensus,
         parts: PartStore,
+        merging: PartStore,
         clock: Clock,
         pubsub: PubSub | None,
         config: PersistConfig,
@@ -95,6 +97,8 @@ class Shard:
         self.state = State()
         self.consensus = consensus
         self.parts = parts
+        self.merging = merging
+        """`parts`, with threads of its own, for what keeps these busy for long."""
         self.clock = clock
         self.config = config
         self.tasks = tasks
@@ -245,20 +249,27 @@ class Shard:
         """The updates of a part as rows of `wanted`. Raises `CorruptBlobError`, or the store's error."""
         return await self.parts.fetch(self.id, located, self.written_with(located[2]), wanted, keep=keep)
 
-    async def fetch_to_merge(self, located: Sequence[Located], wanted: pa.Schema) -> Updates:
+    async def fetch_to_merge(self, store: PartStore, located: Sequence[Located], wanted: pa.Schema) -> Updates:
         """The updates of several parts, at least one, together. They are not kept, for the parts will soon be gone.
 
-        Raises like `fetch_part`. Parts in the state are decoded in a thread: many of them take a millisecond.
+        `store`: `parts` or `merging`. Raises like `fetch_part`. Parts in the state are decoded in a thread: many of
+        them take a millisecond.
         """
-        stored = [await self.fetch_part(one, wanted, keep=False) for one in located if isinstance(one[2], HollowPart)]
+        stored = await asyncio.gather(
+            *(
+                store.fetch(self.id, one, self.written_with(one[2]), wanted, keep=False)
+                for one in located
+                if isinstance(one[2], HollowPart)
+            )
+        )
         inline = [(part, self.written_with(part)) for _, _, part in located if not isinstance(part, HollowPart)]
         if not inline:
             return Updates.concat(stored)
 
         def decoded() -> Updates:
-            return Updates.concat(stored + [migrated(decode_inline(part, by), by, wanted) for part, by in inline])
+            return Updates.concat([*stored, *(migrated(decode_inline(part, by), by, wanted) for part, by in inline)])
 
-        return await self.parts.run(decoded)
+        return await store.run(decoded)
 
     async def fetch_schema_of(self, part: Part) -> pa.Schema:
         """`written_with`, for a part that may be newer than the version known here."""

@@ -20,7 +20,8 @@ from penstock.persist.errors import StatisticsViolated
 from penstock.persist.fetching import Selection, fetch_group, grouped, stored_bytes, to_audit
 from penstock.persist.lease import Pin, ReaderLease
 from penstock.persist.leased_part import LeasedPart
-from penstock.persist.partstore import Located, memory_of
+from penstock.persist.part_cache import Located
+from penstock.persist.partstore import memory_of
 from penstock.persist.state import HollowPart, State
 from penstock.persist.store import SeqNo
 from penstock.runtime import DONE, ExternalError, Frontier, PenstockError, TaskOwner, Timestamp, Updates

@@ -288,7 +288,7 @@ class WriteHandle:
             if parts:
                 raise InvalidUsage(f"append to {self.shard} at the empty interval [{expected}, {new})")
             upper = await self.fetch_recent_upper()
-            return Appended(None) if upper == expected else Mismatch(upper)
+            return Appended() if upper == expected else Mismatch(upper)
         token = random_uuid().bytes
         lease_ms = self._shard.config.writer_lease_ms
         first_ms: int | None = None

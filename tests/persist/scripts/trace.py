@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from penstock.persist import InvalidUsage, Mismatch, PersistConfig, commands
 from penstock.persist.commands import Step
-from penstock.persist.compact import Policy
+from penstock.persist.policy import Policy
 from penstock.persist.state import HollowPart, InlinePart, LinkedBatch, Part, State, apply, decode_rollup, encode_rollup
 from penstock.runtime import DONE, Frontier
 from tests.persist.scripts.script import Command
