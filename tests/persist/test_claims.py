@@ -289,7 +289,7 @@ def test_merged_batches_make_room_in_the_cache() -> None:
         await fill(client, shard, 0, 30)
         await client._maintenance[shard].idle()
         live = {key for batch in client._shards[shard].state.batches for key in batch.keys}
-        assert {key for _, key, _ in client._parts.cache._parts} == live
+        assert {key for _, key, _ in client._stores.foreground.cache._parts} == live
         await client.close()
 
     asyncio.run(main())

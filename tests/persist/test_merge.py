@@ -110,7 +110,7 @@ def test_the_output_is_sorted_runs_of_what_was_there(memory: int) -> None:
             runs: dict[int, list[Updates]] = {}
             for one in batch.parts:
                 assert isinstance(one, HollowPart)
-                data = await client._parts.blob.get(f"{shard.id}/{one.key}")
+                data = await client._stores.foreground.blob.get(f"{shard.id}/{one.key}")
                 assert data is not None
                 runs.setdefault(one.run, []).append(decode_object(data, one, SCHEMA))
             for number, pieces in runs.items():

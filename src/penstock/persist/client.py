@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
@@ -15,8 +14,7 @@ from penstock.persist.lease import ReaderLease
 from penstock.persist.leased_part import decode_ticket, fetch_leased, shard_of
 from penstock.persist.maintain import Maintenance, Slots
 from penstock.persist.metered import MeteredBlob, MeteredConsensus
-from penstock.persist.part_cache import PartCache
-from penstock.persist.partstore import PartStore
+from penstock.persist.partstore import PartStores
 from penstock.persist.pubsub import PubSub
 from penstock.persist.read import ReadHandle
 from penstock.persist.schema import (
@@ -40,7 +38,6 @@ from penstock.persist.write import WriteHandle
 from penstock.runtime import Clock, SystemClock, TaskOwner, Updates, random_uuid
 
 _HEARTBEATS_PER_LEASE = 4
-_THREADS = 4
 
 
 class PersistClient:
@@ -62,13 +59,7 @@ class PersistClient:
         self._clock = clock or SystemClock()
         self._consensus: Consensus = MeteredConsensus(consensus, self._clock)
         self._pubsub = pubsub
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="persist")
-        self._merging_threads = ThreadPoolExecutor(
-            self.config.compaction_concurrency, thread_name_prefix="persist-merging"
-        )
-        metered, cache = MeteredBlob(blob, self._clock), PartCache(self.config.cache_bytes)
-        self._parts = PartStore(metered, cache, self._threads, self._clock, self.config)
-        self._merging = PartStore(metered, cache, self._merging_threads, self._clock, self.config)
+        self._stores = PartStores.open(MeteredBlob(blob, self._clock), self._clock, self.config)
         self._tasks = TaskOwner("persist")
         self._slots = Slots(self.config)
         self._shards: dict[ShardId, Shard] = {}
@@ -220,9 +211,7 @@ class PersistClient:
         for shard in self._shards.values():
             shard.close()
         await self._tasks.close()
-        for store, threads in ((self._parts, self._threads), (self._merging, self._merging_threads)):
-            store.close()
-            threads.shutdown(wait=False)
+        self._stores.close()
 
     async def _open(self, shard: ShardId) -> Shard:
         if self._closed:
@@ -248,8 +237,7 @@ class PersistClient:
         return peeked
 
     def _shard(self, shard: ShardId, pubsub: PubSub | None) -> Shard:
-        stores = (self._parts, self._merging)
-        return Shard(shard, self._consensus, *stores, self._clock, pubsub, self.config, self._tasks)
+        return Shard(shard, self._consensus, self._stores, self._clock, pubsub, self.config, self._tasks)
 
     def _forget_reader(self, reader_id: str) -> None:
         self._readers.pop(reader_id, None)

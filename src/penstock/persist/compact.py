@@ -110,7 +110,7 @@ def newest_schema(shard: Shard, inputs: Sequence[LinkedBatch]) -> SchemaVersion:
 async def _merge_small(
     shard: Shard, written: SchemaVersion, inputs: Sequence[LinkedBatch], since: Timestamp
 ) -> tuple[Part, ...]:
-    config, store = shard.config, shard.parts
+    config, store = shard.config, shard.stores.short_merges
     parts = [(batch.id, index, part) for batch in inputs for index, part in enumerate(batch.parts)]
     updates = await shard.fetch_to_merge(store, parts, written.schema)
     merged = await store.run(lambda: sorted_and_consolidated(updates, since))

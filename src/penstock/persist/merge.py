@@ -123,7 +123,7 @@ class Merge:
 
     def __init__(self, shard: Shard, owner: str, written: SchemaVersion, since: Frontier, memory_bytes: int) -> None:
         self._shard, self._owner, self._written = shard, owner, written
-        self._store = shard.merging
+        self._store = shard.stores.merges
         self._since = Timestamp(since)
         self._part_bytes = min(shard.config.part_bytes, max(memory_bytes // _OUTPUTS_IN_MEMORY, _PART_BYTES_MIN))
         self._blocks_bytes = (memory_bytes - 2 * self._part_bytes) // _COPIES

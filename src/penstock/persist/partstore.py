@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow as pa
@@ -33,6 +37,8 @@ _PIECE_BYTES_MIN = 8 * 1024 * 1024
 """Half a tenth of a second of encoding; smaller parts cost their readers more than they save their writer."""
 _DECODED_PER_ENCODED = 4
 """Guess for parts that do not say how large they are in memory."""
+_THREADS = 4
+_NICENESS = 10
 _DELETES = 32
 """Blobs deleted at a time."""
 
@@ -42,7 +48,9 @@ class PartStore:
     is kept in `cache`.
     """
 
-    def __init__(self, blob: Blob, cache: PartCache, threads: Executor, clock: Clock, config: PersistConfig) -> None:
+    def __init__(
+        self, blob: Blob, cache: PartCache, threads: ThreadPoolExecutor, clock: Clock, config: PersistConfig
+    ) -> None:
         self.blob = blob
         self.cache = cache
         self.config = config
@@ -158,8 +166,9 @@ class PartStore:
                 return  # the error that led here matters more; the sweep finds the orphan
 
     def close(self) -> None:
-        """Refuse further work in threads."""
+        """Refuse further work, and let the threads end."""
         self._closed = True
+        self._threads.shutdown(wait=False)
 
     async def run(self, operation: Callable[[], T]) -> T:
         """Run CPU-heavy `operation` in a thread. Raises `ClientClosed` after `close`."""
@@ -169,6 +178,43 @@ class PartStore:
 
     async def _patiently(self, operation: Callable[[], Awaitable[T]], what: str) -> T:
         return await patiently(operation, self._clock, self.config.store_retry_ms, what)
+
+
+@dataclass(frozen=True, slots=True)
+class PartStores:
+    """One store and one cache, by three pools of threads: merges keep no part that somebody waits for from being
+    encoded or decoded, and long merges keep no short ones waiting. Where processors are short, all merges stand back.
+    """
+
+    foreground: PartStore
+    short_merges: PartStore
+    merges: PartStore
+
+    @staticmethod
+    def open(blob: Blob, clock: Clock, config: PersistConfig) -> PartStores:
+        cache = PartCache(config.cache_bytes)
+
+        def store(name: str, threads: int, initializer: Callable[[], None] | None) -> PartStore:
+            pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=initializer)
+            return PartStore(blob, cache, pool, clock, config)
+
+        return PartStores(
+            store("persist", _THREADS, None),
+            store("persist-short-merge", config.compaction_concurrency, _stand_back),
+            store("persist-merge", config.compaction_concurrency, _stand_back),
+        )
+
+    def close(self) -> None:
+        for store in (self.foreground, self.short_merges, self.merges):
+            store.close()
+
+
+def _stand_back() -> None:
+    """Give this thread a tenth of what others get of a processor that both want. Elsewhere than on Linux niceness is
+    the process's.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def memory_of(part: Part) -> int:

@@ -25,7 +25,7 @@ from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, CorruptStateError, SinceError
 from penstock.persist.part_cache import Located
 from penstock.persist.parts import decode_inline
-from penstock.persist.partstore import PartStore, migrated
+from penstock.persist.partstore import PartStore, PartStores, migrated
 from penstock.persist.pubsub import PubSub
 from penstock.persist.retry import Patience, patiently
 from penstock.persist.schema import decode_schema
@@ -86,8 +86,7 @@ class Shard:
         self,
         id_: ShardId,
         consensus: Consensus,
-        parts: PartStore,
-        merging: PartStore,
+        stores: PartStores,
         clock: Clock,
         pubsub: PubSub | None,
         config: PersistConfig,
@@ -96,9 +95,8 @@ class Shard:
         self.id = id_
         self.state = State()
         self.consensus = consensus
-        self.parts = parts
-        self.merging = merging
-        """`parts`, with threads of its own, for what keeps these busy for long."""
+        self.parts = stores.foreground
+        self.stores = stores
         self.clock = clock
         self.config = config
         self.tasks = tasks
@@ -252,7 +250,7 @@ class Shard:
     async def fetch_to_merge(self, store: PartStore, located: Sequence[Located], wanted: pa.Schema) -> Updates:
         """The updates of several parts, at least one, together. They are not kept, for the parts will soon be gone.
 
-        `store`: `parts` or `merging`. Raises like `fetch_part`. Parts in the state are decoded in a thread: many of
+        `store`: one of `stores`. Raises like `fetch_part`. Parts in the state are decoded in a thread: many of
         them take a millisecond.
         """
         stored = await asyncio.gather(
