@@ -113,7 +113,7 @@ async def _merge_small(
     config, store = shard.config, shard.stores.short_merges
     parts = [(batch.id, index, part) for batch in inputs for index, part in enumerate(batch.parts)]
     updates = await shard.fetch_to_merge(store, parts, written.schema)
-    merged = await store.run(lambda: sorted_and_consolidated(updates, since))
+    merged = await store.run(lambda: sorted_and_consolidated(updates, since), updates.nbytes)
     if len(merged) == 0:
         return ()
     inline = encode_inline(merged, config.inline_bytes, written.id)

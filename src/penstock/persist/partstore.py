@@ -37,6 +37,8 @@ _PIECE_BYTES_MIN = 8 * 1024 * 1024
 """Half a tenth of a second of encoding; smaller parts cost their readers more than they save their writer."""
 _DECODED_PER_ENCODED = 4
 """Guess for parts that do not say how large they are in memory."""
+_AT_ONCE_BYTES = 32 * 1024
+"""Some hundred rows: a fraction of a millisecond."""
 _THREADS = 4
 _NICENESS = 10
 _DELETES = 32
@@ -170,10 +172,15 @@ class PartStore:
         self._closed = True
         self._threads.shutdown(wait=False)
 
-    async def run(self, operation: Callable[[], T]) -> T:
-        """Run CPU-heavy `operation` in a thread. Raises `ClientClosed` after `close`."""
+    async def run(self, operation: Callable[[], T], nbytes: int | None = None) -> T:
+        """Run CPU-heavy `operation` in a thread. Raises `ClientClosed` after `close`.
+
+        `nbytes`: what it works on, where that may be so little that handing it over takes longer than doing it.
+        """
         if self._closed:
             raise ClientClosed("the persist client is closed")
+        if nbytes is not None and nbytes <= _AT_ONCE_BYTES:
+            return operation()
         return await asyncio.get_running_loop().run_in_executor(self._threads, operation)
 
     async def _patiently(self, operation: Callable[[], Awaitable[T]], what: str) -> T:

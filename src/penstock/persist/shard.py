@@ -25,7 +25,7 @@ from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, CorruptStateError, SinceError
 from penstock.persist.part_cache import Located
 from penstock.persist.parts import decode_inline
-from penstock.persist.partstore import PartStore, PartStores, migrated
+from penstock.persist.partstore import PartStore, PartStores, memory_of, migrated
 from penstock.persist.pubsub import PubSub
 from penstock.persist.retry import Patience, patiently
 from penstock.persist.schema import decode_schema
@@ -267,7 +267,7 @@ class Shard:
         def decoded() -> Updates:
             return Updates.concat([*stored, *(migrated(decode_inline(part, by), by, wanted) for part, by in inline)])
 
-        return await store.run(decoded)
+        return await store.run(decoded, sum(memory_of(part) for _, _, part in located))
 
     async def fetch_schema_of(self, part: Part) -> pa.Schema:
         """`written_with`, for a part that may be newer than the version known here."""
