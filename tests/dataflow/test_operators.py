@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from penstock.dataflow import (
@@ -227,7 +227,29 @@ def passes_texts_differ(row: Row) -> bool:
     return row[1] is not None and row[3] is not None and row[1] != row[3]
 
 
+PASSING_NULL = [(0, (None, None), 0, 1), (0, (None, None), 0, -1)]
+MOSTLY_NULL_KEYS = History(
+    [
+        *PASSING_NULL * 2,
+        (1, (None, None), 2, 1),
+        *PASSING_NULL,
+        (1, (0, None), 0, 1),
+        (1, (0, None), 1, -1),
+        *PASSING_NULL * 2,
+        (1, (1, None), 1, 1),
+        (1, (1, None), 2, -1),
+        (1, (0, None), 0, 1),
+        (1, (None, None), 0, 1),
+        (1, (None, None), 1, -1),
+        (0, (None, None), 0, 1),
+    ],
+    cuts=[17],
+)
+"""So many that they are sorted as they arrive; what is left of them without NULL keys is nothing."""
+
+
 @examples
+@example(MOSTLY_NULL_KEYS, "left", False, False)
 @given(
     histories([WIDE_ROWS, WIDE_ROWS]),
     st.sampled_from(["left", "right", "full", "semi", "anti"]),

@@ -177,7 +177,8 @@ class Arrange(StatefulOperator):
     def _work(self, frontier: Frontier) -> Slices:
         if self.stash.rows >= EAGER_ROWS:
             for updates in pieces(self.stash.take_below(DONE), EAGER_ROWS):
-                self._early.append(self._sort(updates))
+                if len(run := self._sort(updates)):  # all keys may be NULL
+                    self._early.append(run)
                 yield
         if frontier > self.frontier:
             yield from self.close(self.stash.take_below(frontier), frontier)
