@@ -96,8 +96,9 @@ def sorted_and_summed(updates: Updates, keys: Keys) -> tuple[Indices, Diffs]:
     group = order[tied]
     if len(group) == 0:
         return single, diffs[single]
-    hashes = keys.hashes_at(group)
-    kept, sums = consolidated_indices(take_rows(updates.rows, group), times[group], diffs[group], hashes)
+    rows = take_rows(updates.rows, group)
+    hashes = keys.take(group, rows).hashes
+    kept, sums = consolidated_indices(rows, times[group], diffs[group], hashes)
     within = np.lexsort((hashes[kept], leading[group[kept]]))
     indices = np.concatenate([single, group[kept][within]])
     all_sums = np.concatenate([diffs[single], sums[within]])
