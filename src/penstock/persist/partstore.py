@@ -27,7 +27,7 @@ from penstock.persist.parts import (
 )
 from penstock.persist.retry import patiently
 from penstock.persist.schema import Migration, SchemaId, migration
-from penstock.persist.state import HollowPart, Part
+from penstock.persist.state import HollowPart, InlinePart, Part
 from penstock.persist.store import Blob, ShardId
 from penstock.runtime import Clock, ExternalError, Updates, random_uuid
 
@@ -231,9 +231,9 @@ def memory_of(part: Part) -> int:
     return part.raw_size or len(part.data)
 
 
-def migrated(updates: Updates, written: pa.Schema, wanted: pa.Schema) -> Updates:
-    """Updates that were written with one schema as rows of another."""
-    return _migrated(updates, migration(written, wanted))
+def inline_updates(part: InlinePart, written: pa.Schema, wanted: pa.Schema) -> Updates:
+    """The updates of `part`, which was written with one schema, as rows of another."""
+    return _migrated(decode_inline(part, written), migration(written, wanted))
 
 
 def _migrated(updates: Updates, plan: Migration) -> Updates:

@@ -24,8 +24,7 @@ from penstock.persist.commands import Step, with_since
 from penstock.persist.config import PersistConfig
 from penstock.persist.errors import ClientClosed, CorruptStateError, SinceError
 from penstock.persist.part_cache import Located
-from penstock.persist.parts import decode_inline
-from penstock.persist.partstore import PartStore, PartStores, memory_of, migrated
+from penstock.persist.partstore import PartStore, PartStores, inline_updates, memory_of
 from penstock.persist.pubsub import PubSub
 from penstock.persist.retry import Patience, patiently
 from penstock.persist.schema import decode_schema
@@ -265,7 +264,7 @@ class Shard:
             return Updates.concat(stored)
 
         def decoded() -> Updates:
-            return Updates.concat([*stored, *(migrated(decode_inline(part, by), by, wanted) for part, by in inline)])
+            return Updates.concat([*stored, *(inline_updates(part, by, wanted) for part, by in inline)])
 
         return await store.run(decoded, sum(memory_of(part) for _, _, part in located))
 

@@ -6,8 +6,7 @@ import pyarrow as pa
 
 from penstock.persist.fetching import fetch_group
 from penstock.persist.lease import ReaderLease
-from penstock.persist.parts import decode_inline
-from penstock.persist.partstore import migrated
+from penstock.persist.partstore import inline_updates
 from penstock.persist.state import InlinePart, Part
 from penstock.runtime import Timestamp, Updates
 
@@ -23,6 +22,6 @@ async def fetch_part(lease: ReaderLease, part: Part, wanted: pa.Schema) -> Updat
     """
     written = await lease.shard.fetch_schema_of(part)
     if isinstance(part, InlinePart):
-        return migrated(decode_inline(part, written), written, wanted)
+        return inline_updates(part, written, wanted)
     (updates,) = await fetch_group(lease, wanted, [(_NO_BATCH, 0, part)], Timestamp(part.time_max))
     return updates

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 
 from penstock.persist.lease import Pin
 from penstock.persist.listen import EventStream, Listen, ListenEvent
-from penstock.persist.parts import decode_inline
-from penstock.persist.partstore import migrated
+from penstock.persist.partstore import inline_updates
 from penstock.persist.read import ReadHandle
 from penstock.persist.state import InlinePart, Part, State
 from penstock.persist.store import SeqNo
@@ -176,7 +175,7 @@ class TxnsListen(EventStream):
             for part in write.batch.parts:
                 assert isinstance(part, InlinePart)
                 written = shard.written_with(part)
-                updates.append(migrated(decode_inline(part, written), written, wanted))
+                updates.append(inline_updates(part, written, wanted))
             self._pop()
             nbytes += len(write.payload)
         self._advance(progress)
